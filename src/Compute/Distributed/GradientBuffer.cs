@@ -1,0 +1,127 @@
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Distributed;
+
+/// <summary>One parameter's place in a <see cref="GradientBuffer"/>.</summary>
+public sealed class GradientSlot
+{
+    /// <summary>First element in the flat buffer.</summary>
+    public long Offset { get; }
+
+    /// <summary>Shape of the parameter.</summary>
+    public long[] Shape { get; }
+
+    /// <summary>Elements.</summary>
+    public long NumElements { get; }
+
+    /// <summary>
+    /// fp32 view of the accumulator in use, in the parameter's shape. It changes with <see cref="GradientBuffer.SelectShard"/>, so read
+    /// it anew for every BackwardWeight and never dispose it.
+    /// </summary>
+    public Tensor Tensor { get; internal set; }
+
+    internal GradientSlot(long offset, long[] shape, Tensor tensor)
+    {
+        (Offset, Shape, Tensor) = (offset, shape, tensor);
+        NumElements = shape.Aggregate(1L, (product, extent) => product * extent);
+    }
+}
+
+/// <summary>
+/// The fp32 main gradients of one rank: one flat buffer per logical data shard, all parameters of a group one after another. Weight
+/// gradients are added into views of it; data-parallel reduction, the norm and the optimizer work on the flat form.
+/// </summary>
+/// <remarks>
+/// Logical data shards (DESIGN D12): with N &gt; 1 each micro-batch belongs to shard (index mod N of the global batch's order) and
+/// <see cref="ReduceShards"/> adds the accumulators in a fixed binary tree, so that the bits of the sum depend on N but not on how many
+/// ranks share the work. N = 1 costs nothing; each further shard costs 4 bytes per parameter.
+/// </remarks>
+public sealed class GradientBuffer : IDisposable
+{
+    private readonly Tensor[] shards;
+    private readonly Tensor[][] views;
+    private int currentShard;
+
+    /// <summary>Slots in the order of the constructor's shapes.</summary>
+    public IReadOnlyList<GradientSlot> Slots { get; }
+
+    /// <summary>Elements of the flat buffer, padding included: a multiple of the alignment.</summary>
+    public long NumElements { get; }
+
+    /// <summary>Number of accumulators.</summary>
+    public int NumLogicalShards => shards.Length;
+
+    /// <summary>[NumElements] fp32; the sum of the micro-batches of shard 0, and after <see cref="ReduceShards"/> of all shards.</summary>
+    public Tensor Flat => shards[0];
+
+    /// <param name="shapes">Parameter shapes, in buffer order.</param>
+    /// <param name="device">Where the buffer lives.</param>
+    /// <param name="alignment">The flat length is rounded up to a multiple of this (the data-parallel size, so that it splits evenly).</param>
+    /// <param name="numLogicalShards">Accumulators, at least 1.</param>
+    public GradientBuffer(IReadOnlyList<long[]> shapes, Device device, long alignment, int numLogicalShards)
+    {
+        if (numLogicalShards < 1) throw new ArgumentOutOfRangeException(nameof(numLogicalShards), $"{numLogicalShards} logical shards; at least 1 is needed.");
+        var total = shapes.Sum(shape => shape.Aggregate(1L, (product, extent) => product * extent));
+        NumElements = (total + alignment - 1) / alignment * alignment;
+        shards = [.. Enumerable.Range(0, numLogicalShards).Select(_ => zeros(NumElements, dtype: float32, device: device).DetachFromDisposeScope())];
+        views = [.. shards.Select(flat => MakeViews(flat, shapes))];
+        Slots = MakeSlots(shapes, views[0]);
+    }
+
+    /// <summary>Points every slot at accumulator <paramref name="shard"/>; called before a micro-batch's backward.</summary>
+    public void SelectShard(int shard)
+    {
+        if (shard == currentShard) return;
+        currentShard = shard;
+        for (var i = 0; i < Slots.Count; i++) Slots[i].Tensor = views[shard][i];
+    }
+
+    /// <summary>Adds the accumulators in a fixed binary tree into <see cref="Flat"/> and selects shard 0.</summary>
+    public void ReduceShards()
+    {
+        for (var stride = 1; stride < shards.Length; stride *= 2)
+            for (var left = 0; left + stride < shards.Length; left += 2 * stride)
+                shards[left].add_(shards[left + stride]);
+        SelectShard(0);
+    }
+
+    /// <summary>Sets all accumulators to zero and selects shard 0.</summary>
+    public void Zero()
+    {
+        foreach (var shard in shards) shard.zero_();
+        SelectShard(0);
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        foreach (var list in views) foreach (var view in list) view.Dispose();
+        foreach (var shard in shards) shard.Dispose();
+    }
+
+    private static Tensor[] MakeViews(Tensor flat, IReadOnlyList<long[]> shapes)
+    {
+        var result = new Tensor[shapes.Count];
+        var offset = 0L;
+        for (var i = 0; i < shapes.Count; i++)
+        {
+            var count = shapes[i].Aggregate(1L, (product, extent) => product * extent);
+            using var range = flat.narrow(0, offset, count);
+            result[i] = range.view(shapes[i]).DetachFromDisposeScope();
+            offset += count;
+        }
+        return result;
+    }
+
+    private static GradientSlot[] MakeSlots(IReadOnlyList<long[]> shapes, Tensor[] firstViews)
+    {
+        var slots = new GradientSlot[shapes.Count];
+        var offset = 0L;
+        for (var i = 0; i < shapes.Count; i++)
+        {
+            slots[i] = new GradientSlot(offset, shapes[i], firstViews[i]);
+            offset += slots[i].NumElements;
+        }
+        return slots;
+    }
+}

@@ -1,0 +1,200 @@
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Distributed;
+
+/// <summary>How values of the ranks are combined.</summary>
+public enum ReduceOp
+{
+    /// <summary>Sum over ranks, in a fixed order.</summary>
+    Sum,
+
+    /// <summary>Element-wise maximum.</summary>
+    Max,
+
+    /// <summary>Sum divided by the group's size; floating types only.</summary>
+    Average,
+}
+
+/// <summary>
+/// A set of ranks that communicate, seen from one of them (DESIGN D5, D6). Every collective is entered by all ranks of the group in the
+/// same order or by none. Calls come from the rank's thread; only <see cref="Abort"/> may come from another. In a group of one rank
+/// every call returns at once, so single-rank code is the same code.
+/// </summary>
+/// <remarks>
+/// Dtypes: bf16, fp16, fp32, fp64, int32, int64. Tensors are contiguous. Results of a started operation may be read only after
+/// <see cref="CollectiveWork.Wait"/>. A lost peer, a timeout or an abort throws <see cref="RankFaultException"/> from Wait.
+/// </remarks>
+public abstract class ProcessGroup : IDisposable
+{
+    /// <summary>Name for messages: <c>tp</c>, <c>dp-cp</c>, …</summary>
+    public string Name { get; }
+
+    /// <summary>This rank's index in the group.</summary>
+    public int Rank { get; }
+
+    /// <summary>Number of ranks in the group.</summary>
+    public int Size => GlobalRanks.Count;
+
+    /// <summary>Global ranks of the members, ascending; index = rank in the group.</summary>
+    public IReadOnlyList<int> GlobalRanks { get; }
+
+    /// <summary>Bytes this rank has sent, by operation; the parity tests compare it with the formula of each layout.</summary>
+    public CommunicationVolume Volume { get; } = new();
+
+    protected ProcessGroup(string name, int rank, IReadOnlyList<int> globalRanks)
+    {
+        if (rank < 0 || rank >= globalRanks.Count)
+            throw new ArgumentOutOfRangeException(nameof(rank), $"Group {name} has {globalRanks.Count} ranks; {rank} is none of them.");
+        (Name, Rank, GlobalRanks) = (name, rank, globalRanks);
+    }
+
+    /// <summary>Reduces <paramref name="tensor"/> over the group, in place; every rank gets the same bits.</summary>
+    public CollectiveWork AllReduce(Tensor tensor, ReduceOp op)
+    {
+        if (Size == 1) return CollectiveWork.Completed;
+        Require(tensor.is_contiguous(), "AllReduce", "the tensor must be contiguous");
+        Volume.Add("all_reduce", 2L * (Size - 1) * BytesOf(tensor) / Size);
+        return AllReduceCore(tensor, op);
+    }
+
+    /// <summary>Concatenates the ranks' inputs along dimension 0 in rank order.</summary>
+    /// <param name="output">Size × the elements of <paramref name="input"/>.</param>
+    public CollectiveWork AllGather(Tensor output, Tensor input)
+    {
+        Require(output.numel() == input.numel() * Size, "AllGather", $"output has {output.numel()} elements, expected {input.numel() * Size}");
+        if (Size == 1) return CopySingle(output, input);
+        Volume.Add("all_gather", (Size - 1L) * BytesOf(input));
+        return AllGatherCore(output, input);
+    }
+
+    /// <summary>Reduces <paramref name="input"/> over the group and leaves this rank's 1/Size of dimension 0 in <paramref name="output"/>.</summary>
+    public CollectiveWork ReduceScatter(Tensor output, Tensor input, ReduceOp op)
+    {
+        Require(input.numel() == output.numel() * Size, "ReduceScatter", $"input has {input.numel()} elements, expected {output.numel() * Size}");
+        if (Size == 1) return CopySingle(output, input);
+        Volume.Add("reduce_scatter", (Size - 1L) * BytesOf(output));
+        return ReduceScatterCore(output, input, op);
+    }
+
+    /// <summary>
+    /// Sends rows [dimension 0] of <paramref name="input"/> to the ranks of the group and receives theirs, in rank order.
+    /// </summary>
+    /// <param name="outputSplits">[Size] rows received from each rank; sums to output's rows.</param>
+    /// <param name="inputSplits">[Size] rows sent to each rank; sums to input's rows.</param>
+    public CollectiveWork AllToAll(Tensor output, Tensor input, long[] outputSplits, long[] inputSplits)
+    {
+        Require(outputSplits.Length == Size && inputSplits.Length == Size, "AllToAll", $"there must be {Size} splits");
+        Require(outputSplits.Sum() == output.shape[0], "AllToAll", "outputSplits do not sum to the rows of output");
+        Require(inputSplits.Sum() == input.shape[0], "AllToAll", "inputSplits do not sum to the rows of input");
+        if (Size == 1) return CopySingle(output, input);
+        var rowBytes = input.shape[0] == 0 ? 0 : BytesOf(input) / input.shape[0];
+        Volume.Add("all_to_all", (input.shape[0] - inputSplits[Rank]) * rowBytes);
+        return AllToAllCore(output, input, outputSplits, inputSplits);
+    }
+
+    /// <summary>Copies <paramref name="tensor"/> of rank <paramref name="root"/> (index in the group) to all others.</summary>
+    public CollectiveWork Broadcast(Tensor tensor, int root)
+    {
+        if (Size == 1) return CollectiveWork.Completed;
+        if (Rank == root) Volume.Add("broadcast", BytesOf(tensor));
+        return BroadcastCore(tensor, root);
+    }
+
+    /// <summary>Sends to one peer (index in the group); matched by its <see cref="Receive"/> in order.</summary>
+    public CollectiveWork Send(Tensor tensor, int peer)
+    {
+        Require(peer != Rank && peer >= 0 && peer < Size, "Send", $"{peer} is not a peer");
+        Volume.Add("send", BytesOf(tensor));
+        return SendCore(tensor, peer);
+    }
+
+    /// <summary>Receives from one peer (index in the group) into <paramref name="tensor"/>, whose size and dtype match what is sent.</summary>
+    public CollectiveWork Receive(Tensor tensor, int peer)
+    {
+        Require(peer != Rank && peer >= 0 && peer < Size, "Receive", $"{peer} is not a peer");
+        return ReceiveCore(tensor, peer);
+    }
+
+    /// <summary>Returns when all ranks of the group have called it.</summary>
+    public void Barrier()
+    {
+        if (Size > 1) BarrierCore();
+    }
+
+    /// <summary>
+    /// Releases every caller of this group within a second, here and, as far as the backend can, on the peers: they get a
+    /// <see cref="RankFaultException"/>. May be called from any thread, any number of times.
+    /// </summary>
+    public abstract void Abort(string reason);
+
+    /// <inheritdoc/>
+    public abstract void Dispose();
+
+    protected abstract CollectiveWork AllReduceCore(Tensor tensor, ReduceOp op);
+    protected abstract CollectiveWork AllGatherCore(Tensor output, Tensor input);
+    protected abstract CollectiveWork ReduceScatterCore(Tensor output, Tensor input, ReduceOp op);
+    protected abstract CollectiveWork AllToAllCore(Tensor output, Tensor input, long[] outputSplits, long[] inputSplits);
+    protected abstract CollectiveWork BroadcastCore(Tensor tensor, int root);
+    protected abstract CollectiveWork SendCore(Tensor tensor, int peer);
+    protected abstract CollectiveWork ReceiveCore(Tensor tensor, int peer);
+    protected abstract void BarrierCore();
+
+    private CollectiveWork CopySingle(Tensor output, Tensor input)
+    {
+        output.copy_(input);
+        return CollectiveWork.Completed;
+    }
+
+    private void Require(bool condition, string operation, string problem)
+    {
+        if (!condition) throw new InvalidOperationException($"{operation} in group {Name}, rank {Rank}: {problem}.");
+    }
+
+    private static long BytesOf(Tensor tensor) => tensor.numel() * tensor.element_size();
+}
+
+/// <summary>A started operation of a <see cref="ProcessGroup"/>.</summary>
+public abstract class CollectiveWork : IDisposable
+{
+    /// <summary>An operation that is already done.</summary>
+    public static CollectiveWork Completed { get; } = new CompletedWork();
+
+    /// <summary>
+    /// Returns when the results may be used. CPU backends block the calling thread; device backends order the current stream behind the
+    /// operation and return.
+    /// </summary>
+    /// <exception cref="RankFaultException">A peer was lost, the operation timed out or the group was aborted.</exception>
+    public abstract void Wait();
+
+    /// <inheritdoc/>
+    public virtual void Dispose() => Wait();
+
+    private sealed class CompletedWork : CollectiveWork
+    {
+        public override void Wait() { }
+    }
+}
+
+/// <summary>An operating fault of a rank: a lost peer, an aborted or timed-out collective. The step is not committed.</summary>
+public sealed class RankFaultException : Exception
+{
+    /// <summary>Global rank that is to blame, when known.</summary>
+    public int? CulpritRank { get; }
+
+    public RankFaultException(string message, int? culpritRank = null, Exception? inner = null) : base(message, inner) => CulpritRank = culpritRank;
+}
+
+/// <summary>Bytes sent by one rank in one group, by operation. Written by the rank's thread only.</summary>
+public sealed class CommunicationVolume
+{
+    private readonly Dictionary<string, long> bytesByOperation = [];
+
+    /// <summary>Bytes by operation name.</summary>
+    public IReadOnlyDictionary<string, long> BytesByOperation => bytesByOperation;
+
+    /// <summary>Adds to one operation's count.</summary>
+    public void Add(string operation, long sizeBytes) => bytesByOperation[operation] = bytesByOperation.GetValueOrDefault(operation) + sizeBytes;
+
+    /// <summary>Starts counting anew.</summary>
+    public void Reset() => bytesByOperation.Clear();
+}

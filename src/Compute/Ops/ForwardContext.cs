@@ -1,0 +1,89 @@
+using Megatron.Compute.Data;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Ops;
+
+/// <summary>
+/// One micro-batch on this rank's device, with the facts that layers read beside their input: where samples begin, positions, the
+/// coordinates of the counter-based random numbers. Made once per micro-batch by the trainer; freed after its last BackwardWeight.
+/// </summary>
+public sealed class ForwardContext : IDisposable
+{
+    /// <summary>The host arrays this context was made from.</summary>
+    public MicroBatch Batch { get; }
+
+    /// <summary>[T] int64 token ids on the device.</summary>
+    public Tensor TokenIds { get; }
+
+    /// <summary>[T] int64 shifted labels, <see cref="MicroBatch.IgnoreIndex"/> where there is no target.</summary>
+    public Tensor Labels { get; }
+
+    /// <summary>[T] fp32 weight of each target (0 where ignored).</summary>
+    public Tensor LossWeights { get; }
+
+    /// <summary>[T] int64 position ids.</summary>
+    public Tensor Positions { get; }
+
+    /// <summary>[segments + 1] int32 segment borders on the device.</summary>
+    public Tensor CuSeqLens { get; }
+
+    /// <summary>[T] int64 index of each token in the global batch.</summary>
+    public Tensor GlobalTokenIndex { get; }
+
+    /// <summary>0-based optimizer step, a coordinate of dropout.</summary>
+    public long Step { get; }
+
+    /// <summary>False in evaluation and inference: no dropout.</summary>
+    public bool IsTraining { get; }
+
+    /// <summary>
+    /// The one factor that turns the summed cross-entropy of this micro-batch into its share of the training loss (DESIGN D8):
+    /// 1/(target tokens of the global batch) with per-token loss, else 1/(tokens of the micro-batch × micro-batches of the global batch).
+    /// Times the fp16 loss scale when there is one. Nobody else divides.
+    /// </summary>
+    public double LossFactor { get; }
+
+    /// <summary>Weight of auxiliary losses: 1/(micro-batches of the global batch), times the fp16 loss scale.</summary>
+    public double AuxiliaryLossFactor { get; }
+
+    /// <summary>
+    /// When every segment has the same length S and none is padding: (B, S) with B·S = T, so that attention can view the row as
+    /// [B, S, heads, dim] without a copy; null otherwise.
+    /// </summary>
+    public (int BatchSize, int SeqLen)? EqualLength { get; }
+
+    public ForwardContext(MicroBatch batch, Device device, long step, bool isTraining, double lossFactor, double auxiliaryLossFactor)
+    {
+        (Batch, Step, IsTraining, LossFactor, AuxiliaryLossFactor) = (batch, step, isTraining, lossFactor, auxiliaryLossFactor);
+        TokenIds = Keep(tensor(batch.TokenIds, int64, device));
+        Labels = Keep(tensor(batch.Labels, int64, device));
+        LossWeights = Keep(tensor(batch.LossWeights ?? UnitWeights(batch.Labels), float32, device));
+        Positions = Keep(tensor(batch.Positions, int64, device));
+        CuSeqLens = Keep(tensor(batch.CuSeqLens, int32, device));
+        GlobalTokenIndex = Keep(tensor(batch.GlobalTokenIndex, int64, device));
+        EqualLength = FindEqualLength(batch);
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        foreach (var tensor in (Tensor[])[TokenIds, Labels, LossWeights, Positions, CuSeqLens, GlobalTokenIndex]) tensor.Dispose();
+    }
+
+    private static Tensor Keep(Tensor tensor) => tensor.DetachFromDisposeScope();
+
+    private static float[] UnitWeights(long[] labels)
+    {
+        var weights = new float[labels.Length];
+        for (var i = 0; i < labels.Length; i++) weights[i] = labels[i] == MicroBatch.IgnoreIndex ? 0f : 1f;
+        return weights;
+    }
+
+    private static (int, int)? FindEqualLength(MicroBatch batch)
+    {
+        var first = batch.CuSeqLens[1];
+        for (var i = 2; i < batch.CuSeqLens.Length; i++)
+            if (batch.CuSeqLens[i] - batch.CuSeqLens[i - 1] != first) return null;
+        return (batch.CuSeqLens.Length - 1, first);
+    }
+}

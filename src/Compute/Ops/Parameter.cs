@@ -1,0 +1,92 @@
+using Megatron.Compute.Distributed;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Ops;
+
+/// <summary>
+/// A rectangular block of one Hugging Face tensor that lies row-major and contiguous inside a <see cref="Parameter"/>. A fused
+/// parameter (q, k and v in one matrix; gate and up; stacked experts) has several blocks, a plain one has one. Checkpoint slices are
+/// cut out of these blocks (DESIGN D11).
+/// </summary>
+/// <param name="Name">Hugging Face name, e.g. <c>model.layers.0.self_attn.q_proj.weight</c>.</param>
+/// <param name="GlobalShape">Shape of the whole Hugging Face tensor.</param>
+/// <param name="Offset">Start of the block in that tensor, per dimension.</param>
+/// <param name="Shape">Extent of the block, per dimension.</param>
+/// <param name="FlatOffset">First element of the block in the parameter's row-major order.</param>
+public sealed record TensorBlock(string Name, long[] GlobalShape, long[] Offset, long[] Shape, long FlatOffset)
+{
+    /// <summary>Elements of the block.</summary>
+    public long NumElements => Shape.Aggregate(1L, (product, extent) => product * extent);
+
+    /// <summary>A block that is a whole Hugging Face tensor.</summary>
+    public static TensorBlock Whole(string name, params long[] shape) => new(name, shape, new long[shape.Length], shape, 0);
+}
+
+/// <summary>
+/// A trainable weight of this rank: model-dtype data plus, once training is set up, a view of the fp32 main gradient into which
+/// <see cref="ILayer.BackwardWeight"/> adds. Not an autograd leaf.
+/// </summary>
+public sealed class Parameter : IDisposable
+{
+    /// <summary>Name of this rank's tensor, unique in the model (for fused weights not a Hugging Face name).</summary>
+    public string Name { get; }
+
+    /// <summary>Local data in the model dtype; detached from every dispose scope. Its storage is moved into a flat buffer by
+    /// <see cref="Rebind"/> when training is set up.</summary>
+    public Tensor Data { get; private set; }
+
+    /// <summary>Where the data lies in Hugging Face tensors; covers the whole parameter, without gaps, in ascending FlatOffset.</summary>
+    public IReadOnlyList<TensorBlock> Blocks { get; }
+
+    public ParameterTraits Traits { get; }
+
+    /// <summary>Slot in the rank's <see cref="GradientBuffer"/>; null for a model that is not trained (inference, export).</summary>
+    public GradientSlot? GradientSlot { get; set; }
+
+    /// <summary>The fp32 main gradient, same shape as <see cref="Data"/>.</summary>
+    /// <exception cref="InvalidOperationException">The parameter has no gradient slot.</exception>
+    public Tensor MainGrad => GradientSlot?.Tensor ?? throw new InvalidOperationException($"{Name} has no gradient buffer.");
+
+    /// <summary>Elements of this rank's tensor.</summary>
+    public long NumElements => Data.numel();
+
+    /// <summary>Shape of this rank's tensor.</summary>
+    public long[] Shape => Data.shape;
+
+    public Parameter(string name, Tensor data, IReadOnlyList<TensorBlock> blocks, ParameterTraits traits)
+    {
+        (Name, Data, Blocks, Traits) = (name, data.DetachFromDisposeScope(), blocks, traits);
+        if (blocks.Sum(block => block.NumElements) != data.numel())
+            throw new InvalidOperationException($"The blocks of {name} hold {blocks.Sum(b => b.NumElements)} elements, the tensor {data.numel()}.");
+    }
+
+    /// <summary>Replaces the data by <paramref name="view"/> (same shape and dtype, for example a view of a flat buffer), copying the values.</summary>
+    public void Rebind(Tensor view)
+    {
+        view.copy_(Data);
+        Data.Dispose();
+        Data = view.DetachFromDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => Data.Dispose();
+}
+
+/// <summary>How a parameter takes part in decay, norms and reductions.</summary>
+public sealed record ParameterTraits
+{
+    /// <summary>Weight decay applies: tensors of two or more dimensions that are not biases (numerics 3.8).</summary>
+    public required bool Decays { get; init; }
+
+    /// <summary>Split over the tensor-parallel group; otherwise replicated there and counted once in norms.</summary>
+    public bool IsTensorSharded { get; init; }
+
+    /// <summary>Replicated over TP but fed by sequence-sharded activations: its gradient is summed over the TP group.</summary>
+    public bool IsSequenceParallel { get; init; }
+
+    /// <summary>Belongs to experts: reduced over the expert-data-parallel group.</summary>
+    public bool IsExpert { get; init; }
+
+    /// <summary>A copy of a tied weight that another pipeline stage owns: left out of norms and checkpoints.</summary>
+    public bool IsSharedDuplicate { get; init; }
+}

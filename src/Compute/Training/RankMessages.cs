@@ -1,0 +1,86 @@
+namespace Megatron.Compute.Training;
+
+/// <summary>
+/// Identifies one attempt of a job. Every command and report carries it; a message of another attempt is stale and ignored (DESIGN D9).
+/// </summary>
+/// <param name="JobId">The job.</param>
+/// <param name="Attempt">1 for the first start, one more after each recovery: the fence.</param>
+public readonly record struct AttemptId(string JobId, int Attempt);
+
+/// <summary>What the control plane tells a rank. Small, idempotent records; no tensor and no grain type (DESIGN D1).</summary>
+public abstract record RankCommand(AttemptId Attempt);
+
+/// <summary>
+/// Start training: build the model, load the newest state, run until done or told otherwise.
+/// </summary>
+/// <param name="ConfigJson">Canonical <c>TrainingConfig</c> JSON.</param>
+/// <param name="Rank">Global rank.</param>
+/// <param name="WorldSize">Number of ranks.</param>
+/// <param name="LocalRank">Index of the rank on its node: chooses the device.</param>
+/// <param name="RendezvousEndpoint">Where ranks of this attempt find one another: <c>local:NAME</c> in one process, <c>tcp://host:port</c> otherwise.</param>
+/// <param name="LoadFolder">Checkpoint folder (<c>iter_…</c>) to start from, or null for <c>--load</c>/<c>--model</c> of the configuration.</param>
+public sealed record StartRank(
+    AttemptId Attempt, string ConfigJson, int Rank, int WorldSize, int LocalRank, string RendezvousEndpoint, string? LoadFolder) : RankCommand(Attempt);
+
+/// <summary>Finish the step in hand, save a checkpoint when asked to, and stop: a signal or a cancel.</summary>
+public sealed record StopRank(AttemptId Attempt, bool SaveCheckpoint, string Reason) : RankCommand(Attempt);
+
+/// <summary>Leave at once: abort collectives, free the device, save nothing.</summary>
+public sealed record AbortRank(AttemptId Attempt, string Reason) : RankCommand(Attempt);
+
+/// <summary>
+/// Sent to rank 0 only, after the control plane holds the receipts of all ranks: write the manifest, rename the folder, report.
+/// </summary>
+public sealed record CommitCheckpoint(AttemptId Attempt, string SaveId, long Iteration, IReadOnlyList<CheckpointReceipt> Receipts) : RankCommand(Attempt);
+
+/// <summary>What a rank tells the control plane: at most one <see cref="StepReport"/> per rank and step.</summary>
+public abstract record RankReport(AttemptId Attempt, int Rank);
+
+/// <summary>The rank has built its model and is about to run its first step.</summary>
+public sealed record RankStarted(AttemptId Attempt, int Rank, long FirstIteration, long NumParameters, ulong DataPlanHash) : RankReport(Attempt, Rank);
+
+/// <summary>One optimizer step. Metrics are those of the step named, read without stalling the device.</summary>
+/// <param name="Iteration">1-based optimizer step.</param>
+/// <param name="LossSum">Cross-entropy summed over this rank's target tokens (last stage only, else 0).</param>
+/// <param name="TokenCount">Weight of those tokens.</param>
+/// <param name="LossBits">Bits of the fp32 loss as this rank logged it, for exact comparison.</param>
+/// <param name="BatchHash">Hash of the global batch.</param>
+public sealed record StepReport(
+    AttemptId Attempt, int Rank, long Iteration, double LossSum, double TokenCount, int LossBits, double GradNorm, double LearningRate,
+    double LossScale, bool Skipped, ulong BatchHash, TimeSpan StepTime) : RankReport(Attempt, Rank);
+
+/// <summary>A line for the user: console text of rank-side events, already formatted.</summary>
+public sealed record RankNotice(AttemptId Attempt, int Rank, RankNoticeLevel Level, string Text) : RankReport(Attempt, Rank);
+
+/// <summary>How loud a notice is.</summary>
+public enum RankNoticeLevel
+{
+    /// <summary>Shown on the console.</summary>
+    Information,
+
+    /// <summary>Shown on the console in the warning colour.</summary>
+    Warning,
+}
+
+/// <summary>One rank's part of a checkpoint is on disk and synced.</summary>
+/// <param name="SaveId">Names the folder <c>.tmp-attempt-saveId</c>.</param>
+/// <param name="Files">Every file this rank wrote, with length and XxHash128.</param>
+/// <param name="ManifestPart">This rank's part of the manifest as JSON (tensors and slices).</param>
+public sealed record CheckpointReceipt(
+    AttemptId Attempt, int Rank, string SaveId, long Iteration, IReadOnlyList<CheckpointFile> Files, string ManifestPart) : RankReport(Attempt, Rank);
+
+/// <summary>A file of a checkpoint: name relative to its folder, length in bytes, XxHash128 in hexadecimal.</summary>
+public sealed record CheckpointFile(string Name, long SizeBytes, string XxHash128);
+
+/// <summary>The checkpoint folder has its final name; it counts from now on.</summary>
+public sealed record CheckpointCommitted(AttemptId Attempt, int Rank, string SaveId, long Iteration, string Folder) : RankReport(Attempt, Rank);
+
+/// <summary>The rank ended as asked or because the work is done.</summary>
+/// <param name="LastIteration">Last optimizer step done.</param>
+/// <param name="Completed">True when the training reached its end, false after a stop.</param>
+public sealed record RankFinished(AttemptId Attempt, int Rank, long LastIteration, bool Completed) : RankReport(Attempt, Rank);
+
+/// <summary>The rank cannot go on. A user's mistake has <paramref name="IsUserError"/> set and is not retried.</summary>
+/// <param name="Message">One sentence per problem: what, which value, what to do.</param>
+/// <param name="Detail">Exception text for the log file; never printed on the console.</param>
+public sealed record RankFaulted(AttemptId Attempt, int Rank, string Message, bool IsUserError, string Detail) : RankReport(Attempt, Rank);

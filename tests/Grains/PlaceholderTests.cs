@@ -1,0 +1,3 @@
+namespace Megatron.Grains.Tests;
+
+public sealed class PlaceholderTests { [Fact] public void Placeholder() => Assert.NotEmpty(Megatron.Testing.Repository.Root); }

@@ -1,0 +1,3 @@
+namespace Megatron.Silo.Tests;
+
+public sealed class PlaceholderTests { [Fact] public void Placeholder() => Assert.NotEmpty(Megatron.Testing.Repository.Root); }

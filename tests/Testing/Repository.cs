@@ -1,0 +1,14 @@
+using System.Reflection;
+
+namespace Megatron.Testing;
+
+/// <summary>Where the checkout and its test assets lie.</summary>
+public static class Repository
+{
+    /// <summary>Absolute path of the checkout.</summary>
+    public static string Root { get; } = typeof(Repository).Assembly.GetCustomAttributes<AssemblyMetadataAttribute>()
+        .Single(attribute => attribute.Key == "RepositoryRoot").Value!;
+
+    /// <summary>Absolute path of a file or folder below <c>tests/assets</c>.</summary>
+    public static string Asset(params string[] parts) => Path.Combine([Root, "tests", "assets", .. parts]);
+}
