@@ -27,6 +27,12 @@ public sealed record MicroBatch
     /// <summary>Tokens at the end of the row that only pad it (one segment of its own); they take no part in routing or losses.</summary>
     public int NumPaddingTokens { get; init; }
 
+    /// <summary>
+    /// [segments] padding tokens at the end of each sample's own segment (context parallelism pads samples to a multiple of 2·cp), or null
+    /// when samples are not padded. They are padding like <see cref="NumPaddingTokens"/>, which does not include them.
+    /// </summary>
+    public int[]? SegmentPadding { get; init; }
+
     /// <summary>[T] index of each token in the global batch, the coordinate of the counter-based dropout (D12).</summary>
     public required long[] GlobalTokenIndex { get; init; }
 
