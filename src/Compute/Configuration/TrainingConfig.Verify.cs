@@ -1,0 +1,13 @@
+namespace Megatron.Compute.Configuration;
+
+using static Megatron.Compute.Configuration.OptionSection;
+
+// Options: verification.
+public sealed partial record TrainingConfig
+{
+    [Option("golden", "Folder with golden.safetensors and golden.json to compare with.", Verify)]
+    public string? Golden { get; init; }
+
+    [Option("dump", "File for what was computed, with the tensor names of golden.safetensors.", Verify)]
+    public string? Dump { get; init; }
+}
