@@ -1,0 +1,9 @@
+namespace Megatron.Compute.Tokenization;
+
+/// <summary>One row of chat data.</summary>
+/// <param name="System">
+/// System prompt of this row; null leaves it to the setting and then to the template, an empty string removes the system block.
+/// A leading <c>system</c> message of <paramref name="Messages"/> counts as this when it is null.
+/// </param>
+/// <param name="Messages">The messages in order.</param>
+public sealed record Conversation(string? System, IReadOnlyList<ChatMessage> Messages);
