@@ -54,19 +54,27 @@ public sealed class GradientBuffer : IDisposable
     /// <summary>[NumElements] fp32; the sum of the micro-batches of shard 0, and after <see cref="ReduceShards"/> of all shards.</summary>
     public Tensor Flat => shards[0];
 
+    /// <param name="places">Where each parameter lies, ascending and without overlap; gaps stay zero.</param>
+    /// <param name="numElements">Flat length.</param>
+    /// <param name="device">Where the buffer lives.</param>
+    /// <param name="numLogicalShards">Accumulators, at least 1.</param>
+    public GradientBuffer(IReadOnlyList<GradientPlace> places, long numElements, Device device, int numLogicalShards)
+    {
+        if (numLogicalShards < 1) throw new ArgumentOutOfRangeException(nameof(numLogicalShards), $"{numLogicalShards} logical shards; at least 1 is needed.");
+        CheckPlaces(places, numElements);
+        NumElements = numElements;
+        shards = [.. Enumerable.Range(0, numLogicalShards).Select(_ => zeros(NumElements, dtype: float32, device: device).DetachFromDisposeScope())];
+        views = [.. shards.Select(flat => MakeViews(flat, places))];
+        Slots = [.. places.Select((place, i) => new GradientSlot(place.Offset, place.Shape, views[0][i]))];
+    }
+
+    /// <summary>Places the parameters one after another without gaps.</summary>
     /// <param name="shapes">Parameter shapes, in buffer order.</param>
     /// <param name="device">Where the buffer lives.</param>
     /// <param name="alignment">The flat length is rounded up to a multiple of this (the data-parallel size, so that it splits evenly).</param>
     /// <param name="numLogicalShards">Accumulators, at least 1.</param>
     public GradientBuffer(IReadOnlyList<long[]> shapes, Device device, long alignment, int numLogicalShards)
-    {
-        if (numLogicalShards < 1) throw new ArgumentOutOfRangeException(nameof(numLogicalShards), $"{numLogicalShards} logical shards; at least 1 is needed.");
-        var total = shapes.Sum(shape => shape.Aggregate(1L, (product, extent) => product * extent));
-        NumElements = (total + alignment - 1) / alignment * alignment;
-        shards = [.. Enumerable.Range(0, numLogicalShards).Select(_ => zeros(NumElements, dtype: float32, device: device).DetachFromDisposeScope())];
-        views = [.. shards.Select(flat => MakeViews(flat, shapes))];
-        Slots = MakeSlots(shapes, views[0]);
-    }
+        : this(PackPlaces(shapes), RoundUp(shapes.Sum(CountElements), alignment), device, numLogicalShards) { }
 
     /// <summary>Points every slot at accumulator <paramref name="shard"/>; called before a micro-batch's backward.</summary>
     public void SelectShard(int shard)
@@ -99,29 +107,44 @@ public sealed class GradientBuffer : IDisposable
         foreach (var shard in shards) shard.Dispose();
     }
 
-    private static Tensor[] MakeViews(Tensor flat, IReadOnlyList<long[]> shapes)
+    private static Tensor[] MakeViews(Tensor flat, IReadOnlyList<GradientPlace> places)
     {
-        var result = new Tensor[shapes.Count];
-        var offset = 0L;
-        for (var i = 0; i < shapes.Count; i++)
+        var result = new Tensor[places.Count];
+        for (var i = 0; i < places.Count; i++)
         {
-            var count = shapes[i].Aggregate(1L, (product, extent) => product * extent);
-            using var range = flat.narrow(0, offset, count);
-            result[i] = range.view(shapes[i]).DetachFromDisposeScope();
-            offset += count;
+            using var range = flat.narrow(0, places[i].Offset, CountElements(places[i].Shape));
+            result[i] = range.view(places[i].Shape).DetachFromDisposeScope();
         }
         return result;
     }
 
-    private static GradientSlot[] MakeSlots(IReadOnlyList<long[]> shapes, Tensor[] firstViews)
+    private static void CheckPlaces(IReadOnlyList<GradientPlace> places, long numElements)
     {
-        var slots = new GradientSlot[shapes.Count];
+        var end = 0L;
+        foreach (var place in places)
+        {
+            if (place.Offset < end) throw new ArgumentException($"A parameter starts at {place.Offset}, before the end {end} of the one before it.");
+            end = place.Offset + CountElements(place.Shape);
+        }
+        if (end > numElements) throw new ArgumentException($"The parameters end at {end}, beyond the {numElements} elements of the buffer.");
+    }
+
+    private static GradientPlace[] PackPlaces(IReadOnlyList<long[]> shapes)
+    {
+        var places = new GradientPlace[shapes.Count];
         var offset = 0L;
         for (var i = 0; i < shapes.Count; i++)
         {
-            slots[i] = new GradientSlot(offset, shapes[i], firstViews[i]);
-            offset += slots[i].NumElements;
+            places[i] = new GradientPlace(offset, shapes[i]);
+            offset += CountElements(shapes[i]);
         }
-        return slots;
+        return places;
     }
+
+    private static long CountElements(long[] shape) => shape.Aggregate(1L, (product, extent) => product * extent);
+
+    private static long RoundUp(long value, long multiple) => (value + multiple - 1) / multiple * multiple;
 }
+
+/// <summary>Where a parameter of the given shape starts in a flat buffer.</summary>
+public readonly record struct GradientPlace(long Offset, long[] Shape);
