@@ -29,7 +29,8 @@ public static class AdamW
         expAvgSq.mul_(step.Beta2).addcmul_(gradient, gradient, (1 - step.Beta2) * step.GradientFactor * step.GradientFactor);
         using var denominator = expAvgSq.sqrt();
         denominator.mul_(1 / Math.Sqrt(correction2)).add_(step.Epsilon);
-        if (step.WeightDecay != 0) parameter.mul_(1 - step.LearningRate * step.WeightDecay);
+        // p + (−lr·wd)·p and not p·(1 − lr·wd): in fp32 the factor 1 − 1e-6 would be off by several per cent of the decay.
+        if (step.WeightDecay != 0) parameter.add_(parameter, alpha: -step.LearningRate * step.WeightDecay);
         parameter.addcdiv_(expAvg, denominator, -step.LearningRate / correction1);
     }
 }

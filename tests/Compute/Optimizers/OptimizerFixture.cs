@@ -47,7 +47,8 @@ internal sealed class OptimizerFixture : IDisposable
         for (var i = 0; i < Parameters.Length; i++)
         {
             result[i] = [.. Normal(Parameters[i].NumElements).Select(value => (double)(float)(value * size))];
-            using var source = tensor(result[i]).view(Parameters[i].Shape);
+            using var scope = NewDisposeScope();
+            var source = tensor(result[i]).view(Parameters[i].Shape);
             Parameters[i].MainGrad.copy_(source);
         }
         return result;
@@ -70,7 +71,8 @@ internal sealed class OptimizerFixture : IDisposable
     private Parameter MakeParameter(string name, long[] shape, bool decays, ScalarType dtype)
     {
         var count = shape.Aggregate(1L, (product, extent) => product * extent);
-        using var source = tensor([.. Normal(count).Select(value => (float)value)]).view(shape);
+        using var scope = NewDisposeScope();
+        var source = tensor([.. Normal(count).Select(value => (float)value)]).view(shape);
         var data = source.to_type(dtype, copy: true);
         return new Parameter(name, data, [TensorBlock.Whole(name, shape)], new ParameterTraits { Decays = decays });
     }
