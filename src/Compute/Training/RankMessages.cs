@@ -1,3 +1,5 @@
+using Megatron.Compute.Checkpointing;
+
 namespace Megatron.Compute.Training;
 
 /// <summary>
@@ -68,9 +70,6 @@ public enum RankNoticeLevel
 /// <param name="ManifestPart">This rank's part of the manifest as JSON (tensors and slices).</param>
 public sealed record CheckpointReceipt(
     AttemptId Attempt, int Rank, string SaveId, long Iteration, IReadOnlyList<CheckpointFile> Files, string ManifestPart) : RankReport(Attempt, Rank);
-
-/// <summary>A file of a checkpoint: name relative to its folder, length in bytes, XxHash128 in hexadecimal.</summary>
-public sealed record CheckpointFile(string Name, long SizeBytes, string XxHash128);
 
 /// <summary>The checkpoint folder has its final name; it counts from now on.</summary>
 public sealed record CheckpointCommitted(AttemptId Attempt, int Rank, string SaveId, long Iteration, string Folder) : RankReport(Attempt, Rank);
