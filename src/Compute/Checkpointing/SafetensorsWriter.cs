@@ -104,7 +104,7 @@ public sealed class SafetensorsWriter : IDisposable
         Append(bytes);
     }
 
-    /// <summary>Writes what is buffered and waits until the file is on the device. Its folder is not synced: the caller does that once.</summary>
+    /// <summary>Writes what is buffered, waits until the file is on the device and closes it. Its folder is not synced: the caller does that once.</summary>
     /// <returns>File name without folder, length and hash.</returns>
     /// <exception cref="InvalidOperationException">A tensor is missing.</exception>
     /// <exception cref="IOException">Writing or fsync failed; the file must be given up.</exception>
@@ -113,6 +113,7 @@ public sealed class SafetensorsWriter : IDisposable
         if (next < tensors.Count || missingBytes > 0) throw new InvalidOperationException($"{path} ended after {next} of {tensors.Count} tensors.");
         FlushBuffer();
         FileSync.Flush(handle, path);
+        handle.Dispose();
         return new CheckpointFile(Path.GetFileName(path), position, Convert.ToHexStringLower(hash.GetCurrentHash()));
     }
 
