@@ -1,0 +1,34 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Text;
+using Megatron.Compute.Tokenization;
+using Megatron.Testing;
+
+namespace Megatron.Compute.Tests.Tokenization;
+
+/// <summary>
+/// Encoding speed on one core. Run alone:
+/// <c>tests/Compute/bin/Release/net10.0/Megatron.Compute.Tests -trait Category=benchmark -class '*HfTokenizerBenchmark' -showLiveOutput</c>.
+/// </summary>
+public sealed class HfTokenizerBenchmark(ITestOutputHelper output)
+{
+    [Fact]
+    [Trait("Category", "benchmark")]
+    public void Encode_Qwen3OnTwoBooks_AtLeast5MegabytesPerSecond()
+    {
+        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "qwen3"));
+        var texts = new[] { "moby-dick.txt", "tang-poems.txt" }.Select(name => File.ReadAllText(Repository.Asset("tokenizers", "texts", name))).ToList();
+        var megabytes = texts.Sum(text => Encoding.UTF8.GetByteCount(text)) / 1e6;
+        var best = 0.0;
+        for (var run = 1; run <= 5; run++)
+        {
+            var clock = Stopwatch.StartNew();
+            var numTokens = texts.Sum(text => tokenizer.Encode(text).Length);
+            var speed = megabytes / clock.Elapsed.TotalSeconds;
+            best = Math.Max(best, speed);
+            output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"run {run}: {megabytes:F2} MB, {numTokens} tokens, {speed:F1} MB/s"));
+        }
+
+        Assert.True(best >= 5, string.Create(CultureInfo.InvariantCulture, $"best of 5 was {best:F1} MB/s"));
+    }
+}
