@@ -1,0 +1,118 @@
+using Megatron.Compute.Data;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Ops;
+
+/// <summary>
+/// Causal scaled dot-product attention of one packed row (DESIGN D14): each segment attends to itself only; consecutive segments of
+/// equal length are computed as one batch, viewed without a copy. Chooses the kernel; recomputes it in the backward when asked to.
+/// </summary>
+/// <remarks>Shape letters: T tokens, N query heads, G key/value heads, D channels of a head. A padding segment is skipped: zeros.</remarks>
+public sealed class CoreAttention
+{
+    private const int Query = 0, Key = 1, Value = 2;
+
+    private readonly AttentionShape shape;
+    private readonly AttentionOptions options;
+    private readonly bool recompute;
+    private readonly bool hasDropout;
+    private readonly UnfusedAttention unfused;
+    private readonly FlashAttention flash;
+    private MicroBatch? plannedBatch;
+    private SegmentGroup[] plan = [];
+
+    /// <param name="dropout">Probability of dropping an attention weight in training.</param>
+    /// <param name="seed">The run's seed.</param>
+    /// <param name="recompute">Keep only q, k and v and run the kernel again in the backward.</param>
+    public CoreAttention(AttentionShape shape, AttentionOptions options, double dropout, long seed, bool recompute)
+    {
+        (this.shape, this.options, this.recompute, hasDropout) = (shape, options, recompute, dropout > 0);
+        unfused = new UnfusedAttention(shape, options, dropout, seed);
+        flash = new FlashAttention(shape);
+    }
+
+    /// <summary>Attention output.</summary>
+    /// <param name="q_TND">[T, N, D], strided is fine; kept for the backward.</param>
+    /// <param name="k_TGD">[T, G, D].</param>
+    /// <param name="v_TGD">[T, G, D].</param>
+    /// <returns>[T, N, D], contiguous.</returns>
+    public Tensor Forward(Tensor q_TND, Tensor k_TGD, Tensor v_TGD, Saved saved)
+    {
+        saved.Keep(Query, q_TND);
+        saved.Keep(Key, k_TGD);
+        saved.Keep(Value, v_TGD);
+        var output = Run(q_TND, k_TGD, v_TGD, saved);
+        if (recompute) DropKernels(saved);
+        return output;
+    }
+
+    /// <summary>Gradients of the three inputs, written into the given tensors (strided is fine); frees the store.</summary>
+    public void Backward(Tensor gradOutput_TND, Saved saved, Tensor gradQ_TND, Tensor gradK_TGD, Tensor gradV_TGD)
+    {
+        using var scope = NewDisposeScope();
+        var (q, k, v) = (saved.Take(Query), saved.Take(Key), saved.Take(Value));
+        if (recompute) Run(q, k, v, saved).Dispose();
+        var kernel = Choose(q, saved.Context);
+        var groups = Plan(saved.Context.Batch);
+        for (var i = 0; i < groups.Length; i++)
+        {
+            var inputs = new AttentionInputs(Rows(q, groups[i]), Rows(k, groups[i]), Rows(v, groups[i]));
+            var gradients = new AttentionInputs(Rows(gradQ_TND, groups[i]), Rows(gradK_TGD, groups[i]), Rows(gradV_TGD, groups[i]));
+            kernel.Backward(groups[i], Rows(gradOutput_TND, groups[i]), inputs, gradients, saved.Child(i));
+            saved.Child(i).Drop();
+        }
+        var covered = groups.Length == 0 ? 0 : groups[^1].Start + groups[^1].NumTokens;
+        if (covered < q.shape[0])
+            foreach (var gradient in (Tensor[])[gradQ_TND, gradK_TGD, gradV_TGD]) gradient.narrow(0, covered, gradient.shape[0] - covered).zero_();
+    }
+
+    private Tensor Run(Tensor q_TND, Tensor k_TGD, Tensor v_TGD, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var kernel = Choose(q_TND, saved.Context);
+        var groups = Plan(saved.Context.Batch);
+        if (groups is [var whole] && whole.NumTokens == q_TND.shape[0])
+            return RunGroup(kernel, whole, q_TND, k_TGD, v_TGD, saved.Child(0)).view(q_TND.shape).MoveToOuterDisposeScope();
+
+        var output = zeros(q_TND.shape, q_TND.dtype, q_TND.device);
+        for (var i = 0; i < groups.Length; i++)
+        {
+            using var part = NewDisposeScope();
+            Rows(output, groups[i]).copy_(RunGroup(kernel, groups[i], q_TND, k_TGD, v_TGD, saved.Child(i)));
+        }
+        return output.MoveToOuterDisposeScope();
+    }
+
+    private static Tensor RunGroup(IAttentionKernel kernel, SegmentGroup group, Tensor q, Tensor k, Tensor v, Saved saved) =>
+        kernel.Forward(group, new AttentionInputs(Rows(q, group), Rows(k, group), Rows(v, group)), saved);
+
+    private void DropKernels(Saved saved)
+    {
+        for (var i = 0; i < plan.Length; i++) saved.Child(i).Drop();
+    }
+
+    private IAttentionKernel Choose(Tensor q, ForwardContext context)
+    {
+        if (options.Backend == AttentionBackend.Unfused || options.QueryKeyLayerScaling) return unfused;
+        var usable = FlashAttention.Supports(q) && !(hasDropout && context.IsTraining);
+        if (usable) return flash;
+        if (options.Backend == AttentionBackend.Auto) return unfused;
+        throw new InvalidOperationException(
+            $"The flash kernel cannot compute attention of dtype {q.dtype} on {q.device.type} with dropout {(hasDropout ? "on" : "off")}.");
+    }
+
+    /// <summary>[T, heads, D] rows of a group as [B, S, heads, D], a view.</summary>
+    private static Tensor Rows(Tensor x, SegmentGroup group)
+    {
+        var rows = group.Start == 0 && group.NumTokens == x.shape[0] ? x : x.narrow(0, group.Start, group.NumTokens);
+        return rows.view(group.BatchSize, group.SeqLen, x.shape[1], x.shape[2]);
+    }
+
+    /// <summary>Groups of equal consecutive segments; remembered for the micro-batch, since every layer call asks.</summary>
+    private SegmentGroup[] Plan(MicroBatch batch)
+    {
+        if (!ReferenceEquals(plannedBatch, batch)) (plannedBatch, plan) = (batch, SegmentPlan.Make(batch));
+        return plan;
+    }
+}

@@ -1,0 +1,45 @@
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Ops;
+
+/// <summary>
+/// Gated activation silu(gate) · up (arXiv 2002.05202), in plain libtorch operations. Gate and up are the two halves of the last
+/// dimension, as the fused projection leaves them.
+/// </summary>
+public static class SwiGlu
+{
+    /// <param name="gateUp_T2F">[T, 2F]: gate, then up.</param>
+    /// <returns>[T, F].</returns>
+    public static Tensor Forward(Tensor gateUp_T2F)
+    {
+        var (gate, up) = Halves(gateUp_T2F);
+        using (gate)
+        using (up)
+            return nn.functional.silu(gate).mul_(up);
+    }
+
+    /// <summary>Gradient of the fused input.</summary>
+    /// <param name="gradOutput_TF">[T, F].</param>
+    /// <returns>[T, 2F].</returns>
+    public static Tensor Backward(Tensor gradOutput_TF, Tensor gateUp_T2F)
+    {
+        var (gate, up) = Halves(gateUp_T2F);
+        var result = empty_like(gateUp_T2F);
+        var (gradGate, gradUp) = Halves(result);
+        using var sigmoid = gate.sigmoid();
+        using var silu = sigmoid.mul(gate);
+        gradUp.copy_(gradOutput_TF).mul_(silu);
+
+        // silu'(g) = s + silu·(1 − s), with s = sigmoid(g).
+        using var slope = silu.addcmul_(silu, sigmoid, value: -1).add_(sigmoid);
+        gradGate.copy_(gradOutput_TF).mul_(up).mul_(slope);
+        foreach (var view in (Tensor[])[gate, up, gradGate, gradUp]) view.Dispose();
+        return result;
+    }
+
+    private static (Tensor Gate, Tensor Up) Halves(Tensor gateUp)
+    {
+        var width = gateUp.shape[^1] / 2;
+        return (gateUp.narrow(-1, 0, width), gateUp.narrow(-1, width, width));
+    }
+}

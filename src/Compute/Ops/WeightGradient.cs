@@ -1,0 +1,33 @@
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Ops;
+
+/// <summary>Adds weight gradients to main gradients.</summary>
+public static class WeightGradient
+{
+    /// <summary>
+    /// MainGrad [O, I] += gradOutputᵀ · input. When model and main gradient have the same dtype the product accumulates in place;
+    /// otherwise it is formed in the model dtype and added in fp32.
+    /// </summary>
+    /// <param name="gradOutput_TO">[T, O] in the model dtype.</param>
+    /// <param name="input_TI">[T, I] in the model dtype.</param>
+    public static void Accumulate(Parameter parameter, Tensor gradOutput_TO, Tensor input_TI)
+    {
+        using var scope = NewDisposeScope();
+        var mainGrad = parameter.MainGrad;
+        var transposed = gradOutput_TO.t();
+        if (mainGrad.dtype == gradOutput_TO.dtype) mainGrad.addmm_(transposed, input_TI, beta: 1, alpha: 1);
+        else mainGrad.add_(transposed.mm(input_TI));
+    }
+
+    /// <summary>MainGrad [O] += sum of gradOutput over the tokens.</summary>
+    public static void AccumulateBias(Parameter parameter, Tensor gradOutput_TO)
+    {
+        using var scope = NewDisposeScope();
+        var mainGrad = parameter.MainGrad;
+        mainGrad.add_(gradOutput_TO.sum(0, type: mainGrad.dtype));
+    }
+
+    /// <summary>MainGrad += gradient (same shape, any floating dtype).</summary>
+    public static void Add(Parameter parameter, Tensor gradient) => parameter.MainGrad.add_(gradient);
+}
