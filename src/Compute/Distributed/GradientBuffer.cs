@@ -20,7 +20,8 @@ public sealed class GradientSlot
     /// </summary>
     public Tensor Tensor { get; internal set; }
 
-    internal GradientSlot(long offset, long[] shape, Tensor tensor)
+    /// <summary>A slot; the buffer makes its own, others are for a gradient that stands alone.</summary>
+    public GradientSlot(long offset, long[] shape, Tensor tensor)
     {
         (Offset, Shape, Tensor) = (offset, shape, tensor);
         NumElements = shape.Aggregate(1L, (product, extent) => product * extent);

@@ -1,5 +1,4 @@
 using Megatron.Compute.Data;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Ops;

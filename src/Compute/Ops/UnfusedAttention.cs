@@ -56,7 +56,9 @@ internal sealed class UnfusedAttention(AttentionShape shape, AttentionOptions op
         using var scope = NewDisposeScope();
         var layerNumber = options.QueryKeyLayerScaling ? shape.LayerIndex + 1 : 1;
         var mask = CausalMask(seqLen, (int)query_bRSD.shape[1] / seqLen, query_bRSD.dtype, query_bRSD.device);
-        var scores = baddbmm(mask, query_bRSD, key_bSD.transpose(1, 2), beta: 1, alpha: (float)(shape.Scale / layerNumber));
+        var scale = shape.Scale / layerNumber;
+        if (query_bRSD.dtype == ScalarType.Float64) (query_bRSD, scale) = (query_bRSD.mul(scale), 1); // baddbmm takes its factor as a float
+        var scores = baddbmm(mask, query_bRSD, key_bSD.transpose(1, 2), beta: 1, alpha: (float)scale);
         var isWide = scores.element_size() >= 4;
         if (!isWide && (options.SoftmaxInFp32 || layerNumber > 1)) scores = scores.to_type(ScalarType.Float32);
         if (layerNumber > 1) scores.mul_(layerNumber);

@@ -1,0 +1,180 @@
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Data;
+using Megatron.Compute.Distributed;
+using Megatron.Compute.Ops;
+using Megatron.Compute.TensorParallel;
+using Megatron.Compute.Transformer;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Models;
+
+/// <summary>
+/// The part of a decoder-only transformer that one pipeline stage (or one chunk of it) owns: embedding if it is the first, a range of
+/// layers, final norm and head if it is the last. Weights are uninitialised after construction: call
+/// <see cref="ModelInitializer.Initialize"/> or load them through <see cref="Parameter.Blocks"/>.
+/// </summary>
+/// <remarks>
+/// Order of calls for one micro-batch: <see cref="ForwardStage"/>, <see cref="BackwardInput"/>, <see cref="BackwardWeight"/>, with one
+/// <see cref="Saved"/> of its own, on the rank's thread and inside a dispose scope of the caller. Shape letters: T tokens of the row, t this
+/// rank's tokens (T / tp under sequence parallelism, else T), H hidden, V vocabulary.
+/// </remarks>
+public sealed class GptModel : IDisposable
+{
+    private const int Embedding = 0, EmbeddingDropout = 1, Layers = 2, FinalNorm = 3, Head = 4; // children
+
+    private readonly SequenceParallelRegion region;
+    private readonly RotaryEmbedding rotary;
+    private readonly VocabParallelEmbedding? embedding;
+    private readonly Dropout embeddingDropout;
+    private readonly SequentialLayers layers;
+    private readonly RmsNormLayer? finalNorm;
+    private readonly OutputHead? head;
+
+    public ModelConfig Config { get; }
+
+    public ModelOptions Options { get; }
+
+    public StageLayout Stage { get; }
+
+    /// <summary>This rank's weights in a fixed order: embedding, layers, final norm, head. A tied head is not listed twice.</summary>
+    public IReadOnlyList<Parameter> Parameters { get; }
+
+    /// <summary>The weight that a tied embedding shares between the first and the last stage; null when untied or not on this stage.</summary>
+    public Parameter? TiedWeight { get; }
+
+    /// <exception cref="ConfigException">The layout does not divide the architecture, or the architecture needs a missing block.</exception>
+    public GptModel(ModelConfig config, ModelOptions options, ParallelState parallel, StageLayout stage)
+    {
+        (Config, Options, Stage) = (config, options, stage);
+        region = new SequenceParallelRegion(parallel.TensorParallel, parallel.SequenceParallel);
+        rotary = new RotaryEmbedding(config.Rotary, config.KvChannels, config.MaxPositionEmbeddings, options.Dtype, options.Device);
+        var context = new LayerContext
+        {
+            Config = config, Parallel = parallel, Region = region, Weights = new ParameterFactory(options.Dtype, options.Device), Rotary = rotary,
+            Attention = options.Attention, Recompute = options.Recompute, Seed = options.Seed,
+        };
+        if (stage.HasEmbedding) embedding = new VocabParallelEmbedding(CreateVocabularyWeight(context, HfTensorNames.Embedding, isDuplicate: false), region);
+        embeddingDropout = new Dropout(config.HiddenDropout, options.Seed, layerIndex: 0, DropoutStream.Embedding);
+        layers = CreateLayers(context, stage);
+        if (stage.HasHead)
+        {
+            finalNorm = new RmsNormLayer(
+                context.CreateReplicatedVector(HfTensorNames.FinalNorm, config.HiddenSize, isPartial: region.IsActive), config.NormEpsilon);
+            head = new OutputHead(CreateHeadWeight(context), region, options.HeadChunkTokens, options.HeadKeepBytes);
+        }
+        Parameters = CollectParameters();
+        TiedWeight = config.TieWordEmbeddings ? embedding?.Weight ?? head?.Weight : null;
+    }
+
+    /// <summary>
+    /// Runs this stage on the micro-batch of <see cref="Saved.Context"/>. On the last stage the result is the loss sum: Σ weight ·
+    /// cross-entropy over the micro-batch, a scalar in fp32 (fp64 for an fp64 model), unscaled; the loss factor enters the gradient only.
+    /// </summary>
+    /// <param name="hidden">[t, H] from the previous stage; null on the first.</param>
+    /// <returns>[t, H] for the next stage, or the loss sum.</returns>
+    public Tensor ForwardStage(Tensor? hidden, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var output = ForwardHidden(hidden, saved);
+        if (head is not null) output = head.Forward(output, saved.Child(Head));
+        if (!saved.Context.IsTraining) saved.Drop();
+        return output.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Gradient with respect to the stage's input.</summary>
+    /// <param name="gradHidden">[t, H] from the next stage; null on the last, whose gradient starts at the loss.</param>
+    /// <returns>[t, H] for the previous stage; null on the first.</returns>
+    public Tensor? BackwardInput(Tensor? gradHidden, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        if (head is not null && finalNorm is not null)
+        {
+            var gradNormalized = head.BackwardInput(saved.Child(Head));
+            gradHidden = finalNorm.BackwardInput(gradNormalized, saved.Child(FinalNorm));
+        }
+        if (gradHidden is null) throw new InvalidOperationException("A stage without the head needs the gradient of its output.");
+        var gradInput = layers.BackwardInput(gradHidden, saved.Child(Layers));
+        if (embedding is null) return gradInput.MoveToOuterDisposeScope();
+        embedding.BackwardInput(embeddingDropout.Backward(gradInput, saved.Child(EmbeddingDropout)), saved.Child(Embedding));
+        return null;
+    }
+
+    /// <summary>Adds the micro-batch's weight gradients to the main gradients and empties <paramref name="saved"/>.</summary>
+    public void BackwardWeight(Saved saved)
+    {
+        head?.BackwardWeight(saved.Child(Head));
+        finalNorm?.BackwardWeight(saved.Child(FinalNorm));
+        layers.BackwardWeight(saved.Child(Layers));
+        embedding?.BackwardWeight(saved.Child(Embedding));
+    }
+
+    /// <summary>Logits of every position, for verification and inference; keeps nothing. On a stage without the head, its output.</summary>
+    /// <param name="hidden">As in <see cref="ForwardStage"/>.</param>
+    /// <param name="saved">Its context must have IsTraining false.</param>
+    /// <returns>[T, V] in the model dtype on every rank of the tensor-parallel group, or [t, H].</returns>
+    public Tensor ForwardLogits(Tensor? hidden, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var output = ForwardHidden(hidden, saved);
+        saved.Drop();
+        return (head is null ? output : head.Logits(output)).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Shape of the activation that crosses a stage border for <paramref name="batch"/>: [t, H].</summary>
+    public long[] BoundaryShape(MicroBatch batch) => [region.IsActive ? batch.NumTokens / region.Group.Size : batch.NumTokens, Config.HiddenSize];
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        foreach (var parameter in Parameters) parameter.Dispose();
+        rotary.Dispose();
+    }
+
+    private Tensor ForwardHidden(Tensor? hidden, Saved saved)
+    {
+        if (embedding is not null)
+        {
+            var embedded = embedding.Forward(saved.Context.TokenIds);
+            hidden = embeddingDropout.Forward(embedded, region.FirstToken(embedded.shape[0]), saved.Child(EmbeddingDropout));
+        }
+        if (hidden is null) throw new InvalidOperationException("A stage without the embedding needs the hidden states of the stage before it.");
+        var output = layers.Forward(hidden, saved.Child(Layers));
+        return finalNorm is null ? output : finalNorm.Forward(output, saved.Child(FinalNorm));
+    }
+
+    private static SequentialLayers CreateLayers(LayerContext context, StageLayout stage)
+    {
+        var all = new List<ILayer>();
+        for (var i = stage.FirstLayer; i < stage.EndLayer; i++) all.Add(new TransformerLayer(context, HfTensorNames.Layer(i), i));
+        var recompute = context.Recompute;
+        if (recompute.Granularity != RecomputeGranularity.Full) return new SequentialLayers(all);
+        return new SequentialLayers(recompute.Method == RecomputeMethod.Uniform
+            ? [.. all.Chunk(recompute.NumLayers).Select(unit => new CheckpointedBlock(new SequentialLayers(unit)))]
+            : [.. all.Select((layer, index) => index < recompute.NumLayers ? new CheckpointedBlock(layer) : layer)]);
+    }
+
+    private Parameter CreateHeadWeight(LayerContext context)
+    {
+        if (!Config.TieWordEmbeddings) return CreateVocabularyWeight(context, HfTensorNames.Head, isDuplicate: false);
+        return embedding?.Weight ?? CreateVocabularyWeight(context, HfTensorNames.Embedding, isDuplicate: true);
+    }
+
+    private static Parameter CreateVocabularyWeight(LayerContext context, string name, bool isDuplicate)
+    {
+        var (vocabulary, hidden) = (context.Config.VocabSize, context.Config.HiddenSize);
+        var local = Divide.Exactly(vocabulary, context.TensorParallelSize, "vocab_size", "tensor_model_parallel_size");
+        var block = new TensorBlock(name, [vocabulary, hidden], [(long)context.Region.Group.Rank * local, 0], [local, hidden], 0);
+        return context.Weights.Create(
+            name, [local, hidden], [block], new ParameterTraits { Decays = true, IsTensorSharded = true, IsSharedDuplicate = isDuplicate });
+    }
+
+    private List<Parameter> CollectParameters()
+    {
+        var result = new List<Parameter>();
+        if (embedding is not null) result.Add(embedding.Weight);
+        result.AddRange(layers.Parameters);
+        if (finalNorm is not null) result.AddRange(finalNorm.Parameters);
+        if (head is not null && !ReferenceEquals(head.Weight, embedding?.Weight)) result.Add(head.Weight);
+        return result;
+    }
+}

@@ -1,0 +1,17 @@
+using Megatron.Compute.Ops;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.TensorParallel;
+
+/// <summary>
+/// A layer that keeps its input for the weight half and can do without it between forward and backward: the norm in front computes it
+/// again from its own input ("layernorm" of selective recompute; output-discarding recompute).
+/// </summary>
+public interface IInputRestorable : ILayer
+{
+    /// <summary>Frees the kept input after Forward.</summary>
+    void DiscardInput(Saved saved);
+
+    /// <summary>Puts the same input back before BackwardInput.</summary>
+    void RestoreInput(Tensor x, Saved saved);
+}

@@ -1,0 +1,48 @@
+using Megatron.Compute.Ops;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.TensorParallel;
+
+/// <summary>
+/// y = x Wᵀ with W split by input columns over the tensor-parallel group (arXiv 1909.08053, section 3): the input holds this rank's
+/// features, the partial products are summed over the group (all-reduce, or reduce-scatter along the tokens under sequence parallelism).
+/// </summary>
+/// <remarks>Shape letters: T tokens, t tokens outside the region, i = I / tp input features of this rank, O output features.</remarks>
+public sealed class RowParallelLinear : ILayer
+{
+    private const int Input = 0, GradOutput = 1;
+
+    private readonly Parameter weight_Oi;
+    private readonly SequenceParallelRegion region;
+
+    /// <inheritdoc/>
+    public IReadOnlyList<Parameter> Parameters { get; }
+
+    /// <param name="weight_Oi">This rank's columns.</param>
+    public RowParallelLinear(Parameter weight_Oi, SequenceParallelRegion region) =>
+        (this.weight_Oi, this.region, Parameters) = (weight_Oi, region, [weight_Oi]);
+
+    /// <param name="x_Ti">[T, i]; kept.</param>
+    /// <returns>[t, O], fresh.</returns>
+    public Tensor Forward(Tensor x_Ti, Saved saved)
+    {
+        saved.Keep(Input, x_Ti);
+        using var partial_TO = nn.functional.linear(x_Ti, weight_Oi.Data);
+        return region.Reduce(partial_TO);
+    }
+
+    /// <inheritdoc/>
+    public Tensor BackwardInput(Tensor gradOutput_tO, Saved saved)
+    {
+        using var gradOutput_TO = region.Gather(gradOutput_tO);
+        saved.Keep(GradOutput, gradOutput_TO);
+        return gradOutput_TO.mm(weight_Oi.Data);
+    }
+
+    /// <inheritdoc/>
+    public void BackwardWeight(Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        WeightGradient.Accumulate(weight_Oi, saved.Take(GradOutput), saved.Take(Input));
+    }
+}

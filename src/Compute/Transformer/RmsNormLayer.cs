@@ -1,0 +1,46 @@
+using Megatron.Compute.Ops;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Transformer;
+
+/// <summary>RMSNorm with its weight. Keeps its input and one number per token; the output can be computed again from them.</summary>
+public sealed class RmsNormLayer(Parameter weight_H, double epsilon) : ILayer
+{
+    private const int Input = 0, InverseRms = 1, GradWeight = 2;
+
+    /// <inheritdoc/>
+    public IReadOnlyList<Parameter> Parameters { get; } = [weight_H];
+
+    /// <param name="x">[T, H]; kept.</param>
+    public Tensor Forward(Tensor x, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var (output, inverseRms) = RmsNorm.Forward(x, weight_H.Data, epsilon);
+        saved.Keep(Input, x);
+        saved.Keep(InverseRms, inverseRms);
+        return output.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>The output of Forward again, the same bits, from what it kept.</summary>
+    public Tensor Recompute(Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        return RmsNorm.Apply(saved.Peek(Input), weight_H.Data, saved.Peek(InverseRms)).MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    public Tensor BackwardInput(Tensor gradOutput, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var (gradInput, gradWeight) = RmsNorm.Backward(gradOutput, saved.Take(Input), weight_H.Data, saved.Take(InverseRms));
+        saved.Keep(GradWeight, gradWeight);
+        return gradInput.MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    public void BackwardWeight(Saved saved)
+    {
+        using var gradWeight = saved.Take(GradWeight);
+        WeightGradient.Add(weight_H, gradWeight);
+    }
+}

@@ -1,0 +1,162 @@
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Ops;
+using Megatron.Compute.TensorParallel;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Transformer;
+
+/// <summary>
+/// Causal self-attention with grouped heads, optional q/k/v bias, optional norm of q and k per head, and rotary positions. q, k and v
+/// are one fused matrix: this rank's query heads, then its key heads, then its value heads.
+/// </summary>
+/// <remarks>Shape letters: T tokens, H hidden, N query heads, G key/value heads (of this rank), D channels of a head, A = N + G, Q = N + 2G.</remarks>
+public sealed class SelfAttention : IInputRestorable
+{
+    private const int RawQueryKey = 0, InverseRms = 1, GradQkNorm = 2;      // slots
+    private const int QkvLinear = 0, Core = 1, OutputLinear = 2;            // children
+
+    private readonly int numHeads;
+    private readonly int numGroups;
+    private readonly int headDim;
+    private readonly double epsilon;
+    private readonly ColumnParallelLinear qkv;
+    private readonly CoreAttention core;
+    private readonly RowParallelLinear output;
+    private readonly RotaryEmbedding rotary;
+    private readonly Parameter? queryNorm;
+    private readonly Parameter? keyNorm;
+
+    /// <inheritdoc/>
+    public IReadOnlyList<Parameter> Parameters { get; }
+
+    /// <param name="prefix">Hugging Face prefix such as <c>model.layers.0.self_attn</c>.</param>
+    /// <param name="layerIndex">0-based global layer.</param>
+    public SelfAttention(LayerContext context, string prefix, int layerIndex)
+    {
+        var (config, tp, rank) = (context.Config, context.TensorParallelSize, context.Region.Group.Rank);
+        numHeads = Divide.Exactly(config.NumAttentionHeads, tp, "num_attention_heads", "tensor_model_parallel_size");
+        numGroups = Divide.Exactly(config.NumQueryGroups, tp, "num_query_groups", "tensor_model_parallel_size");
+        (headDim, epsilon, rotary) = (config.KvChannels, config.NormEpsilon, context.Rotary);
+
+        var layout = new QkvLayout(config, prefix, numHeads, numGroups, rank);
+        var weight = context.Weights.Create(
+            $"{prefix}.qkv_proj.weight", [layout.Rows, config.HiddenSize], layout.WeightBlocks(), new ParameterTraits { Decays = true, IsTensorSharded = true });
+        var bias = config.AddQkvBias
+            ? context.Weights.Create($"{prefix}.qkv_proj.bias", [layout.Rows], layout.BiasBlocks(), new ParameterTraits { Decays = false, IsTensorSharded = true })
+            : null;
+        qkv = new ColumnParallelLinear(weight, bias, context.Region);
+        if (config.QkLayerNorm)
+        {
+            queryNorm = context.CreateReplicatedVector($"{prefix}.q_norm.weight", headDim, isPartial: tp > 1);
+            keyNorm = context.CreateReplicatedVector($"{prefix}.k_norm.weight", headDim, isPartial: tp > 1);
+        }
+        var shape = new AttentionShape(numHeads, numGroups, headDim, FirstHead: rank * numHeads, layerIndex);
+        core = new CoreAttention(
+            shape, context.Attention, config.AttentionDropout, context.Seed, context.Recompute.Covers(RecomputeModules.CoreAttention));
+        output = new RowParallelLinear(CreateOutputWeight(context, prefix, rank), context.Region);
+        Parameters = [.. qkv.Parameters, .. queryNorm is null || keyNorm is null ? Array.Empty<Parameter>() : [queryNorm, keyNorm], .. output.Parameters];
+    }
+
+    /// <inheritdoc/>
+    public Tensor Forward(Tensor x, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var heads_TQD = qkv.Forward(x, saved.Child(QkvLinear)).view(-1, numHeads + 2 * numGroups, headDim);
+        var queryKey_TAD = heads_TQD.narrow(1, 0, numHeads + numGroups);
+        if (queryNorm is not null) queryKey_TAD = Normalize(queryKey_TAD, saved);
+
+        // In place: either the norm's fresh output or the projection's, which nobody else keeps.
+        rotary.ForwardInPlace(queryKey_TAD, saved.Context.Positions);
+        var attended_TND = core.Forward(
+            queryKey_TAD.narrow(1, 0, numHeads), queryKey_TAD.narrow(1, numHeads, numGroups), heads_TQD.narrow(1, numHeads + numGroups, numGroups),
+            saved.Child(Core));
+        return output.Forward(attended_TND.view(-1, numHeads * headDim), saved.Child(OutputLinear)).MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    public Tensor BackwardInput(Tensor gradOutput, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var gradAttended_TND = output.BackwardInput(gradOutput, saved.Child(OutputLinear)).view(-1, numHeads, headDim);
+        var grad_TQD = empty([gradAttended_TND.shape[0], numHeads + 2 * numGroups, headDim], gradOutput.dtype, gradOutput.device);
+        var gradQueryKey_TAD = grad_TQD.narrow(1, 0, numHeads + numGroups);
+        core.Backward(
+            gradAttended_TND, saved.Child(Core),
+            grad_TQD.narrow(1, 0, numHeads), grad_TQD.narrow(1, numHeads, numGroups), grad_TQD.narrow(1, numHeads + numGroups, numGroups));
+        rotary.BackwardInPlace(gradQueryKey_TAD, saved.Context.Positions);
+        if (queryNorm is not null) gradQueryKey_TAD.copy_(NormalizeBackward(gradQueryKey_TAD, saved));
+        return qkv.BackwardInput(grad_TQD.view(grad_TQD.shape[0], -1), saved.Child(QkvLinear)).MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    public void BackwardWeight(Saved saved)
+    {
+        output.BackwardWeight(saved.Child(OutputLinear));
+        qkv.BackwardWeight(saved.Child(QkvLinear));
+        if (queryNorm is null || keyNorm is null) return;
+        using var scope = NewDisposeScope();
+        var gradWeight_AD = saved.Take(GradQkNorm);
+        WeightGradient.Add(queryNorm, gradWeight_AD.narrow(0, 0, numHeads).sum(0));
+        WeightGradient.Add(keyNorm, gradWeight_AD.narrow(0, numHeads, numGroups).sum(0));
+    }
+
+    /// <inheritdoc/>
+    public void DiscardInput(Saved saved) => qkv.DiscardInput(saved.Child(QkvLinear));
+
+    /// <inheritdoc/>
+    public void RestoreInput(Tensor x, Saved saved) => qkv.RestoreInput(x, saved.Child(QkvLinear));
+
+    /// <summary>Both norms in one operation: the weight of each head is a row of [A, D].</summary>
+    private Tensor Normalize(Tensor queryKey_TAD, Saved saved)
+    {
+        var (normalized, inverseRms) = RmsNorm.Forward(queryKey_TAD, NormWeights(), epsilon);
+        saved.Keep(RawQueryKey, queryKey_TAD);
+        saved.Keep(InverseRms, inverseRms);
+        return normalized;
+    }
+
+    private Tensor NormalizeBackward(Tensor grad_TAD, Saved saved)
+    {
+        var (gradInput, gradWeight_AD) = RmsNorm.Backward(grad_TAD, saved.Take(RawQueryKey), NormWeights(), saved.Take(InverseRms));
+        saved.Keep(GradQkNorm, gradWeight_AD);
+        return gradInput;
+    }
+
+    private Tensor NormWeights()
+    {
+        if (queryNorm is null || keyNorm is null) throw new InvalidOperationException("This attention has no q/k norm.");
+        return cat([queryNorm.Data.expand(numHeads, headDim), keyNorm.Data.expand(numGroups, headDim)], 0);
+    }
+
+    private Parameter CreateOutputWeight(LayerContext context, string prefix, int rank)
+    {
+        var (hidden, total, local) = (context.Config.HiddenSize, context.Config.NumAttentionHeads * headDim, numHeads * headDim);
+        var block = new TensorBlock($"{prefix}.o_proj.weight", [hidden, total], [0, rank * local], [hidden, local], 0);
+        return context.Weights.Create(block.Name, [hidden, local], [block], new ParameterTraits { Decays = true, IsTensorSharded = true });
+    }
+
+    /// <summary>Where the fused rows come from: q, k and v of the Hugging Face model, this rank's heads of each.</summary>
+    private sealed record QkvLayout(ModelConfig Config, string Prefix, int NumHeads, int NumGroups, int Rank)
+    {
+        public int Rows => (NumHeads + 2 * NumGroups) * Config.KvChannels;
+
+        public TensorBlock[] WeightBlocks() => Blocks("weight", [Config.HiddenSize]);
+
+        public TensorBlock[] BiasBlocks() => Blocks("bias", []);
+
+        private TensorBlock[] Blocks(string kind, long[] columns)
+        {
+            var (queryRows, groupRows) = ((long)NumHeads * Config.KvChannels, (long)NumGroups * Config.KvChannels);
+            var width = columns is [var single] ? single : 1;
+            var zeros = new long[columns.Length];
+            TensorBlock Part(string name, int heads, long rows, long firstRow) => new(
+                $"{Prefix}.{name}.{kind}", [(long)heads * Config.KvChannels, .. columns], [Rank * rows, .. zeros], [rows, .. columns], firstRow * width);
+            return
+            [
+                Part("q_proj", Config.NumAttentionHeads, queryRows, 0),
+                Part("k_proj", Config.NumQueryGroups, groupRows, queryRows),
+                Part("v_proj", Config.NumQueryGroups, groupRows, queryRows + groupRows),
+            ];
+        }
+    }
+}

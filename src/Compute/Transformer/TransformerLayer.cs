@@ -1,0 +1,97 @@
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Ops;
+using Megatron.Compute.TensorParallel;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Transformer;
+
+/// <summary>
+/// One pre-norm block: h = x + dropout(attention(norm(x))), y = h + dropout(mlp(norm(h))). The only place that knows the order of its
+/// parts, and where the choice between a dense MLP and experts is made.
+/// </summary>
+/// <remarks>Activations are [t, H]: this rank's tokens under sequence parallelism, else all.</remarks>
+public sealed class TransformerLayer : ILayer
+{
+    private const int AttentionNorm = 0, Attention = 1, AttentionDropout = 2, MlpNorm = 3, MlpBlock = 4, MlpDropout = 5; // children
+
+    private readonly RmsNormLayer attentionNorm;
+    private readonly SelfAttention attention;
+    private readonly Dropout attentionDropout;
+    private readonly RmsNormLayer mlpNorm;
+    private readonly IInputRestorable mlp;
+    private readonly Dropout mlpDropout;
+    private readonly SequenceParallelRegion region;
+    private readonly bool recomputeNorms;
+
+    /// <inheritdoc/>
+    public IReadOnlyList<Parameter> Parameters { get; }
+
+    /// <param name="prefix">Hugging Face prefix such as <c>model.layers.0</c>.</param>
+    /// <param name="layerIndex">0-based global layer.</param>
+    /// <exception cref="ConfigException">The architecture needs a block that does not exist.</exception>
+    public TransformerLayer(LayerContext context, string prefix, int layerIndex)
+    {
+        var config = context.Config;
+        region = context.Region;
+        recomputeNorms = context.Recompute.Covers(RecomputeModules.LayerNorm);
+        attentionNorm = CreateNorm(context, $"{prefix}.input_layernorm.weight");
+        attention = new SelfAttention(context, $"{prefix}.self_attn", layerIndex);
+        attentionDropout = new Dropout(config.HiddenDropout, context.Seed, layerIndex, DropoutStream.AttentionOutput);
+        mlpNorm = CreateNorm(context, $"{prefix}.post_attention_layernorm.weight");
+        mlp = config.IsMoeLayer(layerIndex)
+            ? throw new ConfigException("MODEL021", $"Layer {layerIndex} of {config.Architecture} has experts; mixture-of-experts layers are not available yet, choose a dense model.")
+            : new Mlp(context, $"{prefix}.mlp", config.FfnHiddenSize);
+        if (context.Recompute.Covers(RecomputeModules.Mlp)) mlp = new CheckpointedBlock(mlp);
+        mlpDropout = new Dropout(config.HiddenDropout, context.Seed, layerIndex, DropoutStream.MlpOutput);
+        Parameters = [.. attentionNorm.Parameters, .. attention.Parameters, .. mlpNorm.Parameters, .. mlp.Parameters];
+    }
+
+    /// <inheritdoc/>
+    public Tensor Forward(Tensor x, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var attended = RunBlock(x, attentionNorm, saved.Child(AttentionNorm), attention, saved.Child(Attention));
+        var hidden = x.add(attentionDropout.Forward(attended, region.FirstToken(x.shape[0]), saved.Child(AttentionDropout)));
+        var output = RunBlock(hidden, mlpNorm, saved.Child(MlpNorm), mlp, saved.Child(MlpBlock));
+        return hidden.add(mlpDropout.Forward(output, region.FirstToken(x.shape[0]), saved.Child(MlpDropout))).MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    public Tensor BackwardInput(Tensor gradOutput, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var gradMlp = mlpDropout.Backward(gradOutput, saved.Child(MlpDropout));
+        var gradHidden = RunBlockBackward(gradMlp, mlpNorm, saved.Child(MlpNorm), mlp, saved.Child(MlpBlock)).add_(gradOutput);
+        var gradAttended = attentionDropout.Backward(gradHidden, saved.Child(AttentionDropout));
+        return RunBlockBackward(gradAttended, attentionNorm, saved.Child(AttentionNorm), attention, saved.Child(Attention))
+            .add_(gradHidden).MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    public void BackwardWeight(Saved saved)
+    {
+        mlp.BackwardWeight(saved.Child(MlpBlock));
+        mlpNorm.BackwardWeight(saved.Child(MlpNorm));
+        attention.BackwardWeight(saved.Child(Attention));
+        attentionNorm.BackwardWeight(saved.Child(AttentionNorm));
+    }
+
+    private Tensor RunBlock(Tensor x, RmsNormLayer norm, Saved normSaved, IInputRestorable block, Saved blockSaved)
+    {
+        using var normalized = norm.Forward(x, normSaved);
+        var output = block.Forward(normalized, blockSaved);
+        if (recomputeNorms) block.DiscardInput(blockSaved);
+        return output;
+    }
+
+    private Tensor RunBlockBackward(Tensor gradOutput, RmsNormLayer norm, Saved normSaved, IInputRestorable block, Saved blockSaved)
+    {
+        if (recomputeNorms)
+            using (var normalized = norm.Recompute(normSaved)) block.RestoreInput(normalized, blockSaved);
+        using var gradNormalized = block.BackwardInput(gradOutput, blockSaved);
+        return norm.BackwardInput(gradNormalized, normSaved);
+    }
+
+    private static RmsNormLayer CreateNorm(LayerContext context, string name) =>
+        new(context.CreateReplicatedVector(name, context.Config.HiddenSize, isPartial: context.Region.IsActive), context.Config.NormEpsilon);
+}
