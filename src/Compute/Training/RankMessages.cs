@@ -35,7 +35,10 @@ public sealed record AbortRank(AttemptId Attempt, string Reason) : RankCommand(A
 /// </summary>
 public sealed record CommitCheckpoint(AttemptId Attempt, string SaveId, long Iteration, IReadOnlyList<CheckpointReceipt> Receipts) : RankCommand(Attempt);
 
-/// <summary>What a rank tells the control plane: at most one <see cref="StepReport"/> per rank and step.</summary>
+/// <summary>
+/// What a rank tells the control plane: at most one <see cref="StepReport"/> per rank and step. Every <see cref="StartRank"/> that took effect is
+/// answered by exactly one last report, <see cref="RankFinished"/> or <see cref="RankFaulted"/>, also after an abort.
+/// </summary>
 public abstract record RankReport(AttemptId Attempt, int Rank);
 
 /// <summary>The rank has built its model and is about to run its first step.</summary>
@@ -49,7 +52,27 @@ public sealed record RankStarted(AttemptId Attempt, int Rank, long FirstIteratio
 /// <param name="BatchHash">Hash of the global batch.</param>
 public sealed record StepReport(
     AttemptId Attempt, int Rank, long Iteration, double LossSum, double TokenCount, int LossBits, double GradNorm, double LearningRate,
-    double LossScale, bool Skipped, ulong BatchHash, TimeSpan StepTime) : RankReport(Attempt, Rank);
+    double LossScale, bool Skipped, ulong BatchHash, TimeSpan StepTime) : RankReport(Attempt, Rank)
+{
+    /// <summary>Model floating-point operations of this rank's share of the step (megatron-swift formula, recompute not counted); the sum over ranks is the step's work.</summary>
+    public double FloatingPointOperations { get; init; }
+}
+
+/// <summary>
+/// What the run is about to do, sent by rank 0 after <see cref="RankStarted"/> and before its first step: the console and the log need it.
+/// </summary>
+/// <param name="TrainIterations">Total optimizer steps of the run, resumed ones included.</param>
+/// <param name="LogInterval">Steps between two console lines.</param>
+/// <param name="GlobalBatchSize">Samples of one optimizer step over all ranks.</param>
+public sealed record TrainingPlanned(AttemptId Attempt, int Rank, long TrainIterations, int LogInterval, int GlobalBatchSize) : RankReport(Attempt, Rank);
+
+/// <summary>One pass of evaluation; every rank of the last stage sends one, others send none.</summary>
+/// <param name="Iteration">Optimizer steps done when the evaluation ran.</param>
+/// <param name="LossSum">Cross-entropy summed over this rank's target tokens of the evaluation batches.</param>
+/// <param name="TokenCount">Weight of those tokens.</param>
+/// <param name="Final">True for the evaluation after the last step.</param>
+public sealed record EvaluationReport(
+    AttemptId Attempt, int Rank, long Iteration, double LossSum, double TokenCount, bool Final) : RankReport(Attempt, Rank);
 
 /// <summary>A line for the user: console text of rank-side events, already formatted.</summary>
 public sealed record RankNotice(AttemptId Attempt, int Rank, RankNoticeLevel Level, string Text) : RankReport(Attempt, Rank);
@@ -71,7 +94,7 @@ public enum RankNoticeLevel
 public sealed record CheckpointReceipt(
     AttemptId Attempt, int Rank, string SaveId, long Iteration, IReadOnlyList<CheckpointFile> Files, string ManifestPart) : RankReport(Attempt, Rank);
 
-/// <summary>The checkpoint folder has its final name; it counts from now on.</summary>
+/// <summary>The checkpoint folder has its final name; it counts from now on. Rank 0 sends it, always before its <see cref="RankFinished"/>.</summary>
 public sealed record CheckpointCommitted(AttemptId Attempt, int Rank, string SaveId, long Iteration, string Folder) : RankReport(Attempt, Rank);
 
 /// <summary>The rank ended as asked or because the work is done.</summary>

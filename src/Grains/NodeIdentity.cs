@@ -1,0 +1,44 @@
+using System.Collections.Immutable;
+using System.Globalization;
+using Megatron.Grains.Jobs;
+
+namespace Megatron.Grains;
+
+/// <summary>The node this silo runs on and the devices it owns; every silo of a cluster learns it as silo metadata.</summary>
+public sealed class NodeIdentity
+{
+    private const string NodeKey = "node";
+    private const string DevicesKey = "devices";
+
+    /// <param name="name">Unique in the cluster, e.g. the host name; no slash.</param>
+    /// <param name="devices">Indices of the devices this silo owns.</param>
+    public NodeIdentity(string name, IEnumerable<int> devices)
+    {
+        if (name.Length == 0 || name.Contains('/'))
+            throw new ArgumentException($"The node name '{name}' is empty or contains '/'.", nameof(name));
+        Name = name;
+        Devices = [.. devices];
+    }
+
+    public string Name { get; }
+
+    public ImmutableSortedSet<int> Devices { get; }
+
+    /// <summary>The devices as the planner knows them.</summary>
+    public IEnumerable<DeviceId> DeviceIds => Devices.Select(index => new DeviceId(Name, index));
+
+    /// <summary>The form in which Orleans hands it to the other silos.</summary>
+    public Dictionary<string, string> ToMetadata() => new()
+    {
+        [NodeKey] = Name,
+        [DevicesKey] = string.Join(',', Devices.Select(index => index.ToString(CultureInfo.InvariantCulture))),
+    };
+
+    /// <summary>Reads what another silo announced; null when it owns no devices, as a coordinator or a silo of another program.</summary>
+    public static NodeIdentity? FromMetadata(IReadOnlyDictionary<string, string> metadata)
+    {
+        if (!metadata.TryGetValue(NodeKey, out var name) || !metadata.TryGetValue(DevicesKey, out var devices))
+            return null;
+        return new NodeIdentity(name, devices.Split(',', StringSplitOptions.RemoveEmptyEntries).Select(index => int.Parse(index, CultureInfo.InvariantCulture)));
+    }
+}

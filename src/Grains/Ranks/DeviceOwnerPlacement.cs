@@ -1,0 +1,41 @@
+using System.Globalization;
+using Orleans.Placement;
+using Orleans.Runtime.Placement;
+
+namespace Megatron.Grains.Ranks;
+
+/// <summary>Places a grain with the key <c>node/localRank</c> on the silo that owns that device.</summary>
+[Serializable, GenerateSerializer, Immutable]
+public sealed class DeviceOwnerPlacement : PlacementStrategy
+{
+}
+
+/// <summary>Marks a grain class for <see cref="DeviceOwnerPlacement"/>.</summary>
+[AttributeUsage(AttributeTargets.Class)]
+public sealed class DeviceOwnerPlacementAttribute : PlacementAttribute
+{
+    public DeviceOwnerPlacementAttribute() : base(new DeviceOwnerPlacement()) { }
+}
+
+/// <summary>Carries out <see cref="DeviceOwnerPlacement"/>.</summary>
+internal sealed class DeviceOwnerPlacementDirector : IPlacementDirector
+{
+    private readonly ClusterDevices cluster;
+
+    public DeviceOwnerPlacementDirector(ClusterDevices cluster) => this.cluster = cluster;
+
+    public Task<SiloAddress> OnAddActivation(PlacementStrategy strategy, PlacementTarget target, IPlacementContext context)
+    {
+        string key = target.GrainIdentity.Key.ToString() ?? "";
+        int slash = key.LastIndexOf('/');
+        if (slash > 0 && int.TryParse(key.AsSpan(slash + 1), NumberStyles.None, CultureInfo.InvariantCulture, out int localRank))
+        {
+            foreach (var silo in context.GetCompatibleSilos(target))
+            {
+                if (cluster.IdentityOf(silo) is { } node && node.Devices.Contains(localRank) && key.AsSpan(0, slash).SequenceEqual(node.Name))
+                    return Task.FromResult(silo);
+            }
+        }
+        throw new OrleansException($"No active silo owns the device '{key}'.");
+    }
+}

@@ -1,0 +1,145 @@
+using System.Globalization;
+using Megatron.Compute.Training;
+using Megatron.Grains.Checkpoints;
+using Megatron.Grains.Stages;
+using Microsoft.Extensions.Logging;
+using Orleans.Placement;
+
+namespace Megatron.Grains.Ranks;
+
+/// <summary>
+/// Forwards commands to the worker of its device and reports to the stage and checkpoint grains. The worker calls back on its own thread; what
+/// it says is only queued there and sent from the grain's scheduler.
+/// </summary>
+[DeviceOwnerPlacement, KeepAlive, Immovable]
+internal sealed class RankGrain : Grain, IRankGrain
+{
+    private readonly RankWorkerRegistry workers;
+    private readonly TimeProvider time;
+    private readonly ILogger<RankGrain> logger;
+    private Session? session;
+
+    public RankGrain(RankWorkerRegistry workers, TimeProvider time, ILogger<RankGrain> logger)
+    {
+        this.workers = workers;
+        this.time = time;
+        this.logger = logger;
+    }
+
+    private string Device => this.GetPrimaryKeyString();
+
+    private int LocalRank => int.Parse(Device.AsSpan(Device.LastIndexOf('/') + 1), CultureInfo.InvariantCulture);
+
+    public Task Start(StartRank command, string stageGrainKey)
+    {
+        if (session is { } old)
+        {
+            bool sameJob = old.Start.Attempt.JobId == command.Attempt.JobId;
+            if (sameJob && command.Attempt.Attempt <= old.Start.Attempt.Attempt)
+            {
+                GrainLog.StaleCommand(logger, command.Attempt.JobId, command.Attempt.Attempt, Device, nameof(StartRank));
+                return Task.CompletedTask;
+            }
+            if (!sameJob && !old.HasEnded)
+                throw new InvalidOperationException($"Device {Device} is busy with job '{old.Start.Attempt.JobId}'.");
+            old.Dispose();
+        }
+        var worker = workers.Get(LocalRank);
+        var next = new Session(command, worker, logger);
+        session = next;
+        next.Run(new GrainOutbox<SequencedReport>(reports => Deliver(next, stageGrainKey, reports), time, logger));
+        worker.Subscribe(next.OnReport);
+        GrainLog.RankCommanded(logger, command.Attempt.JobId, command.Attempt.Attempt, command.Rank, Device, nameof(StartRank));
+        worker.Post(command);
+        return Task.CompletedTask;
+    }
+
+    public Task Post(RankCommand command)
+    {
+        if (session is not { } current || current.Start.Attempt != command.Attempt)
+        {
+            GrainLog.StaleCommand(logger, command.Attempt.JobId, command.Attempt.Attempt, Device, command.GetType().Name);
+            return Task.CompletedTask;
+        }
+        GrainLog.RankCommanded(logger, command.Attempt.JobId, command.Attempt.Attempt, current.Start.Rank, Device, command.GetType().Name);
+        current.Worker.Post(command);
+        return Task.CompletedTask;
+    }
+
+    public override Task OnDeactivateAsync(DeactivationReason reason, CancellationToken cancellationToken)
+    {
+        session?.Dispose();
+        return Task.CompletedTask;
+    }
+
+    // Receipts go to the checkpoint grain, all else to the stage; the order among the reports of a rank is kept. The checkpoint grain hears of a
+    // commit before the stage does, so that it is never behind the job.
+    private async Task Deliver(Session from, string stageGrainKey, IReadOnlyList<SequencedReport> reports)
+    {
+        var attempt = from.Start.Attempt;
+        var stage = GrainFactory.GetGrain<IPipelineStageGrain>(stageGrainKey);
+        var checkpoints = GrainFactory.GetGrain<ICheckpointGrain>(attempt.JobId);
+        List<SequencedReport> forStage = [];
+        foreach (var item in reports)
+        {
+            if (item.Report is CheckpointReceipt receipt)
+            {
+                await checkpoints.AddReceipt(receipt);
+                continue;
+            }
+            if (item.Report is CheckpointCommitted committed)
+                await checkpoints.MarkCommitted(committed);
+            forStage.Add(item);
+        }
+        if (forStage.Count > 0)
+            await stage.OnReports(attempt, from.Start.Rank, forStage);
+    }
+
+    /// <summary>One attempt on this device.</summary>
+    private sealed class Session : IDisposable
+    {
+        private readonly CancellationTokenSource ended = new();
+        private readonly ILogger logger;
+        private GrainOutbox<SequencedReport>? outbox;
+        private long lastSequence;
+        private volatile bool hasEnded;
+
+        public Session(StartRank start, IRankWorker worker, ILogger logger)
+        {
+            Start = start;
+            Worker = worker;
+            this.logger = logger;
+        }
+
+        public StartRank Start { get; }
+
+        public IRankWorker Worker { get; }
+
+        /// <summary>True when the worker has sent its last report; written on its thread.</summary>
+        public bool HasEnded => hasEnded;
+
+        public void Run(GrainOutbox<SequencedReport> target)
+        {
+            outbox = target;
+            // Runs beside the turns until the session ends; it catches all faults itself.
+            _ = target.RunAsync(ended.Token);
+        }
+
+        /// <summary>On the worker's thread: number and queue, nothing more.</summary>
+        public void OnReport(RankReport report)
+        {
+            if (report.Attempt != Start.Attempt)
+                return;
+            if (report is RankFaulted fault)
+                GrainLog.RankFaulted(logger, fault.Attempt.JobId, fault.Attempt.Attempt, fault.Rank, fault.Message, fault.Detail);
+            hasEnded |= report is RankFaulted or RankFinished;
+            outbox?.Post(new SequencedReport(++lastSequence, report));
+        }
+
+        public void Dispose()
+        {
+            ended.Cancel();
+            ended.Dispose();
+        }
+    }
+}

@@ -1,0 +1,37 @@
+using System.Collections.Concurrent;
+using Megatron.Compute.Training;
+
+namespace Megatron.Grains.Ranks;
+
+/// <summary>
+/// The rank workers of this silo, one per device, made when first asked for. A silo singleton: rank grains come and go, the threads behind them stay.
+/// </summary>
+public sealed class RankWorkerRegistry : IAsyncDisposable
+{
+    private readonly NodeIdentity node;
+    private readonly Func<int, IRankWorker> create;
+    private readonly ConcurrentDictionary<int, Lazy<IRankWorker>> workers = new();
+
+    public RankWorkerRegistry(NodeIdentity node, Func<int, IRankWorker> create)
+    {
+        this.node = node;
+        this.create = create;
+    }
+
+    /// <summary>The worker of a device.</summary>
+    /// <exception cref="InvalidOperationException">This silo does not own the device.</exception>
+    public IRankWorker Get(int localRank)
+    {
+        if (!node.Devices.Contains(localRank))
+            throw new InvalidOperationException(FormattableString.Invariant($"device {localRank} of node {node.Name} is not owned by this silo"));
+        return workers.GetOrAdd(localRank, index => new Lazy<IRankWorker>(() => create(index))).Value;
+    }
+
+    /// <summary>Ends all workers, together.</summary>
+    public async ValueTask DisposeAsync()
+    {
+        var started = workers.Values.Where(worker => worker.IsValueCreated).ToList();
+        workers.Clear();
+        await Task.WhenAll(started.Select(worker => worker.Value.DisposeAsync().AsTask()));
+    }
+}

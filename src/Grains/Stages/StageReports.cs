@@ -1,0 +1,84 @@
+using System.Collections.Immutable;
+using Megatron.Compute.Training;
+
+namespace Megatron.Grains.Stages;
+
+/// <summary>One optimizer step as the ranks of one pipeline stage saw it.</summary>
+[GenerateSerializer, Immutable]
+public sealed record StageStepReport
+{
+    [Id(0)] public required int Stage { get; init; }
+
+    [Id(1)] public required long Iteration { get; init; }
+
+    /// <summary>Cross-entropy summed over the data-parallel ranks; 0 for all but the last stage.</summary>
+    [Id(2)] public required double LossSum { get; init; }
+
+    /// <summary>Weight of the tokens behind <see cref="LossSum"/>.</summary>
+    [Id(3)] public required double TokenCount { get; init; }
+
+    /// <summary>Bits of the fp32 loss that the lowest rank of the stage logged.</summary>
+    [Id(4)] public required int LossBits { get; init; }
+
+    [Id(5)] public required double GradNorm { get; init; }
+
+    [Id(6)] public required double LearningRate { get; init; }
+
+    [Id(7)] public required double LossScale { get; init; }
+
+    [Id(8)] public required bool Skipped { get; init; }
+
+    [Id(9)] public required ulong BatchHash { get; init; }
+
+    /// <summary>False when two ranks of the stage trained on different global batches.</summary>
+    [Id(10)] public required bool BatchHashesAgree { get; init; }
+
+    /// <summary>The slowest rank's time.</summary>
+    [Id(11)] public required TimeSpan StepTime { get; init; }
+
+    [Id(12)] public required int SlowestRank { get; init; }
+
+    /// <summary>Model floating-point operations of the step, summed over the ranks.</summary>
+    [Id(13)] public required double FloatingPointOperations { get; init; }
+
+    /// <summary>Mean loss of the step's target tokens.</summary>
+    public double Loss => LossSum / TokenCount;
+}
+
+/// <summary>One evaluation as the ranks of the last stage saw it.</summary>
+[GenerateSerializer, Immutable]
+public sealed record StageEvaluation(
+    [property: Id(0)] long Iteration, [property: Id(1)] double LossSum, [property: Id(2)] double TokenCount, [property: Id(3)] bool Final)
+{
+    /// <summary>Mean loss of the evaluation's target tokens.</summary>
+    public double Loss => LossSum / TokenCount;
+}
+
+/// <summary>What a rank grain sends on: a report with its place in the rank's order, so that a repeated delivery is recognised.</summary>
+/// <param name="Sequence">1 for the first report of the rank in this attempt.</param>
+[GenerateSerializer, Immutable]
+public sealed record SequencedReport([property: Id(0)] long Sequence, [property: Id(1)] RankReport Report);
+
+/// <summary>What a stage grain tells its job, in order; exactly one of the three payloads is set.</summary>
+/// <param name="Sequence">1 for the first message of the stage in this attempt.</param>
+[GenerateSerializer, Immutable]
+public sealed record StageMessage(
+    [property: Id(0)] AttemptId Attempt, [property: Id(1)] int Stage, [property: Id(2)] long Sequence)
+{
+    /// <summary>All ranks of the stage finished a step.</summary>
+    [Id(3)] public StageStepReport? Step { get; init; }
+
+    /// <summary>All ranks of the stage finished an evaluation.</summary>
+    [Id(4)] public StageEvaluation? Evaluation { get; init; }
+
+    /// <summary>Any other report of a rank, passed on unchanged.</summary>
+    [Id(5)] public RankReport? Report { get; init; }
+}
+
+/// <summary>Start order for one stage.</summary>
+[GenerateSerializer, Immutable]
+public sealed record StageLaunch([property: Id(0)] AttemptId Attempt, [property: Id(1)] int Stage, [property: Id(2)] ImmutableArray<RankStart> Ranks);
+
+/// <summary>A rank's start command and the key of the rank grain that gets it.</summary>
+[GenerateSerializer, Immutable]
+public sealed record RankStart([property: Id(0)] string RankGrainKey, [property: Id(1)] StartRank Command);

@@ -1,0 +1,228 @@
+using Megatron.Compute.Checkpointing;
+using Megatron.Compute.Training;
+using Megatron.Grains.Jobs;
+using Megatron.Grains.Ranks;
+using Megatron.Testing;
+
+namespace Megatron.Grains.Tests.Jobs;
+
+/// <summary>Jobs on a real silo with fake workers: the whole way of a command and of a report.</summary>
+public sealed class JobGrainTests
+{
+    [Fact]
+    public async Task Submit_TwoRanks_RunsToTheEndWithOneEventPerStep()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(2, FakeRankWorker.TrainToEnd(12));
+        var answer = await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 2));
+        Assert.True(answer.Accepted);
+
+        var seen = await cluster.WatchToEndAsync("a");
+
+        Assert.Equal(
+            [JobPhase.Queued, JobPhase.Starting, JobPhase.Running, JobPhase.Completed], seen.OfType<JobPhaseChanged>().Select(change => change.Phase));
+        Assert.Equal(Enumerable.Range(1, seen.Count).Select(index => (long)index), seen.Select(item => item.Sequence));
+        var steps = seen.OfType<JobStepDone>().Select(done => done.Step).ToList();
+        Assert.Equal(Enumerable.Range(1, 12).Select(index => (long)index), steps.Select(step => step.Iteration));
+        Assert.All(steps, step => Assert.Equal(20, step.TokenCount));
+        Assert.All(steps, step => Assert.Equal(1.0 / step.Iteration, step.Loss, 1e-12));
+        Assert.Equal(12, Assert.Single(seen.OfType<JobPlanned>()).Plan.TrainIterations);
+        Assert.Equal(0, seen.OfType<JobPhaseChanged>().Last().Outcome?.ExitCode);
+        Assert.Equal(JobPhase.Completed, (await cluster.Job("a").GetStatus()).Phase);
+    }
+
+    [Fact]
+    public async Task Submit_SameSpecTwice_IsOneJob()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1);
+        var spec = TrainingCluster.Spec("a");
+        var answers = await Task.WhenAll(cluster.Job("a").Submit(spec), cluster.Job("a").Submit(spec));
+        Assert.All(answers, answer => Assert.True(answer.Accepted));
+        await cluster.Workers[0].NextAsync<StartRank>();
+        Assert.True(cluster.Workers[0].HasNoCommand);
+        Assert.Equal(1, (await cluster.Job("a").GetStatus()).Attempt);
+    }
+
+    [Fact]
+    public async Task Submit_OtherSpecUnderTheSameId_IsRefused()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a"));
+        var answer = await cluster.Job("a").Submit(TrainingCluster.Spec("a") with { ConfigJson = "{\"lr\":1}" });
+        Assert.False(answer.Accepted);
+        Assert.Contains("another id", answer.Message, StringComparison.Ordinal);
+        await cluster.Workers[0].NextAsync<StartRank>();
+        Assert.True(cluster.Workers[0].HasNoCommand);
+    }
+
+    [Fact]
+    public async Task Submit_MoreRanksThanDevices_FailsAsTheUsersMistake()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1);
+        var answer = await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 2));
+        Assert.Equal(JobPhase.Failed, answer.Status.Phase);
+        Assert.Equal(JobTransitions.ExitUserError, answer.Status.Outcome?.ExitCode);
+    }
+
+    [Fact]
+    public async Task Watch_AfterTheEnd_ReplaysFromTheSequenceAskedForAndEnds()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, FakeRankWorker.TrainToEnd(3));
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a"));
+        var first = await cluster.WatchToEndAsync("a");
+        var again = await cluster.WatchToEndAsync("a");
+        var tail = await cluster.WatchToEndAsync("a", first.Count - 1);
+        Assert.Equal(first, again);
+        Assert.Equal(first.TakeLast(2), tail);
+        Assert.Empty(await cluster.WatchToEndAsync("nobody"));
+    }
+
+    [Fact]
+    public async Task RankFaulted_UsersMistake_FailsWithExitCode2AndAbortsTheOthers()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(2);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 2));
+        var starts = await StartsAsync(cluster, 2);
+        cluster.Workers[1].Report(new RankFaulted(starts[1].Attempt, 1, "DATA003 row 7 has no messages; remove it.", IsUserError: true, "detail"));
+        var seen = await cluster.WatchToEndAsync("a");
+        var outcome = seen.OfType<JobPhaseChanged>().Last().Outcome;
+        Assert.Equal(new JobOutcome(2, "DATA003 row 7 has no messages; remove it."), outcome);
+        await cluster.Workers[0].NextAsync<AbortRank>();
+    }
+
+    [Fact]
+    public async Task RankFaulted_WithARestartLeft_StartsANewAttemptFromTheCheckpointAndIgnoresTheOldOne()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(2);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 2, maxRestarts: 1));
+        var starts = await StartsAsync(cluster, 2);
+        foreach (var start in starts)
+        {
+            cluster.Workers[start.Rank].Report(FakeRankWorker.Started(start));
+            cluster.Workers[start.Rank].Report(FakeRankWorker.Step(start, 1));
+        }
+        cluster.Workers[0].Report(new CheckpointCommitted(starts[0].Attempt, 0, "s1", 1, "/run/iter_0000001"));
+        await cluster.WaitForAsync<JobCheckpointSaved>("a", _ => true);
+
+        cluster.Workers[1].Report(new RankFaulted(starts[1].Attempt, 1, "the peer is gone", IsUserError: false, "detail"));
+        await cluster.Workers[0].NextAsync<AbortRank>();
+        await cluster.Workers[1].NextAsync<AbortRank>();
+        Assert.Equal(JobPhase.Recovering, (await cluster.Job("a").GetStatus()).Phase);
+        cluster.Workers[0].Report(new RankFinished(starts[0].Attempt, 0, 1, Completed: false));
+
+        var second = await StartsAsync(cluster, 2);
+        Assert.All(second, start => Assert.Equal(2, start.Attempt.Attempt));
+        Assert.All(second, start => Assert.Equal("/run/iter_0000001", start.LoadFolder));
+        Assert.All(second, start => Assert.EndsWith("/2", start.RendezvousEndpoint, StringComparison.Ordinal));
+
+        // What the first attempt still says is stale, also a fault; a late command of it does not reach the worker.
+        cluster.Workers[0].Report(new RankFaulted(starts[0].Attempt, 0, "late", IsUserError: false, "detail"));
+        await cluster.Grains.GetGrain<IRankGrain>("node0/0").Post(new AbortRank(starts[0].Attempt, "late"));
+        await cluster.Grains.GetGrain<IRankGrain>("node0/0").Start(starts[0], "a/0");
+        Assert.True(cluster.Workers[0].HasNoCommand);
+        foreach (var start in second)
+        {
+            cluster.Workers[start.Rank].Report(FakeRankWorker.Started(start, firstIteration: 2));
+            cluster.Workers[start.Rank].Report(FakeRankWorker.Step(start, 2));
+            cluster.Workers[start.Rank].Report(new RankFinished(start.Attempt, start.Rank, 2, Completed: true));
+        }
+        var seen = await cluster.WatchToEndAsync("a");
+        Assert.Equal([1L, 2L], seen.OfType<JobStepDone>().Select(done => done.Step.Iteration));
+        Assert.Equal(JobPhase.Completed, seen.OfType<JobPhaseChanged>().Last().Phase);
+    }
+
+    [Fact]
+    public async Task Cancel_WithSave_CommitsAfterAllReceiptsAndEndsWithExitCode0()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(2);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 2));
+        var starts = await StartsAsync(cluster, 2);
+        foreach (var start in starts)
+        {
+            cluster.Workers[start.Rank].Report(FakeRankWorker.Started(start));
+            cluster.Workers[start.Rank].Report(FakeRankWorker.Step(start, 1));
+        }
+        await cluster.WaitForAsync<JobStepDone>("a", _ => true);
+
+        await cluster.Job("a").Cancel(save: true);
+        Assert.True((await cluster.Workers[0].NextAsync<StopRank>()).SaveCheckpoint);
+        Assert.True((await cluster.Workers[1].NextAsync<StopRank>()).SaveCheckpoint);
+        cluster.Workers[1].Report(Receipt(starts[1]));
+        cluster.Workers[1].Report(new RankFinished(starts[1].Attempt, 1, 1, Completed: false));
+        cluster.Workers[0].Report(Receipt(starts[0]));
+        var commit = await cluster.Workers[0].NextAsync<CommitCheckpoint>();
+        Assert.Equal([0, 1], commit.Receipts.Select(receipt => receipt.Rank));
+        Assert.Equal(new CheckpointFile("state/rank-1.safetensors", 12, "00ff"), commit.Receipts[1].Files[0]);
+        cluster.Workers[0].Report(new CheckpointCommitted(starts[0].Attempt, 0, "s1", 1, "/run/iter_0000001"));
+        cluster.Workers[0].Report(new RankFinished(starts[0].Attempt, 0, 1, Completed: false));
+
+        var seen = await cluster.WatchToEndAsync("a");
+        Assert.Equal(new CommittedCheckpoint(1, "/run/iter_0000001"), Assert.Single(seen.OfType<JobCheckpointSaved>()).Checkpoint);
+        var last = seen.OfType<JobPhaseChanged>().Last();
+        Assert.Equal((JobPhase.Cancelled, 0), (last.Phase, last.Outcome?.ExitCode));
+    }
+
+    [Fact]
+    public async Task Cancel_Twice_AbortsAtOnce()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a"));
+        var start = await cluster.Workers[0].NextAsync<StartRank>();
+        cluster.Workers[0].Report(FakeRankWorker.Started(start));
+        await cluster.WaitForAsync<JobPhaseChanged>("a", change => change.Phase is JobPhase.Running);
+        await cluster.Job("a").Cancel(save: true);
+        await cluster.Workers[0].NextAsync<StopRank>();
+        await cluster.Job("a").Cancel(save: false);
+        await cluster.Workers[0].NextAsync<AbortRank>();
+        cluster.Workers[0].Report(new RankFinished(start.Attempt, 0, 0, Completed: false));
+        var seen = await cluster.WatchToEndAsync("a");
+        Assert.Equal(JobPhase.Cancelled, seen.OfType<JobPhaseChanged>().Last().Phase);
+    }
+
+    [Fact]
+    public async Task Pipeline_TwoStages_TakesTheLossOfTheLastStage()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(4, FakeRankWorker.TrainToEnd(2));
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 4, pipelineSize: 2));
+        var seen = await cluster.WatchToEndAsync("a");
+        var steps = seen.OfType<JobStepDone>().Select(done => done.Step).ToList();
+        Assert.Equal([(1, 1L), (1, 2L)], steps.Select(step => (step.Stage, step.Iteration)));
+        Assert.All(steps, step => Assert.Equal(20, step.TokenCount));
+    }
+
+    [Fact]
+    public async Task Batches_ThatDifferBetweenRanks_FailTheJob()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(2);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 2));
+        foreach (var start in await StartsAsync(cluster, 2))
+        {
+            cluster.Workers[start.Rank].Report(FakeRankWorker.Started(start));
+            cluster.Workers[start.Rank].Report(FakeRankWorker.Step(start, 1) with { BatchHash = (ulong)start.Rank });
+        }
+        var last = (await cluster.WatchToEndAsync("a")).OfType<JobPhaseChanged>().Last();
+        Assert.Equal((JobPhase.Failed, 1), (last.Phase, last.Outcome?.ExitCode));
+        Assert.Contains("different batches", last.Outcome?.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Start_OnADeviceThatIsBusyWithAnotherJob_FailsTheSecondJob()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a"));
+        var answer = await cluster.Job("b").Submit(TrainingCluster.Spec("b"));
+        Assert.Equal(JobPhase.Failed, answer.Status.Phase);
+        Assert.Contains("busy with job 'a'", answer.Status.Outcome?.Message, StringComparison.Ordinal);
+        Assert.Equal(JobPhase.Starting, (await cluster.Job("a").GetStatus()).Phase);
+    }
+
+    private static async Task<List<StartRank>> StartsAsync(TrainingCluster cluster, int worldSize)
+    {
+        List<StartRank> starts = [];
+        for (int rank = 0; rank < worldSize; rank++)
+            starts.Add(await cluster.Workers[rank].NextAsync<StartRank>());
+        return starts;
+    }
+
+    private static CheckpointReceipt Receipt(StartRank start) => new(start.Attempt, start.Rank, "s1", 1,
+        [new CheckpointFile(FormattableString.Invariant($"state/rank-{start.Rank}.safetensors"), 12, "00ff")], "{}");
+}
