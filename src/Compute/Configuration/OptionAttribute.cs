@@ -10,7 +10,7 @@ public enum OptionSection
 /// <summary>What an accepted value of an option does.</summary>
 public enum OptionEffect
 {
-    /// <summary>The value changes what the run does. Values that are not built yet stand in the table of unsupported values and are refused.</summary>
+    /// <summary>The value changes what the run does. Values that are not built yet stand in <see cref="UnsupportedValues"/> and are refused.</summary>
     Works,
 
     /// <summary>The value could only change speed or memory elsewhere; here it is accepted, has no effect and the run says so in one line.</summary>

@@ -36,10 +36,11 @@ public sealed partial record TrainingConfig
     [Option("load_data_args", "Take the data options from that args.json too.", Base)]
     public bool LoadDataArgs { get; init; }
 
-    [Option("ddp_timeout", "Time limit of a collective, in seconds.", Base)]
+    [Option("ddp_timeout", "Time limit in seconds of the base arguments; --distributed_timeout_minutes is what counts here.", Base, Effect = OptionEffect.SpeedOnly)]
     public int DdpTimeout { get; init; } = 18_000_000;
 
-    [Option("ddp_backend", "Collectives library of the base arguments; --distributed_backend is what counts here.", Base, Choices = "nccl|gloo")]
+    [Option("ddp_backend", "Collectives of the base arguments; --distributed_backend is what counts here.", Base, Choices = "nccl|gloo",
+        Effect = OptionEffect.SpeedOnly)]
     public string? DdpBackend { get; init; }
 
     [Option("custom_register_path", "Python files that register models and data sets; this program runs no Python.", Base)]

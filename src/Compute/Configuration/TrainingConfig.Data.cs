@@ -23,7 +23,7 @@ public sealed partial record TrainingConfig
     [Option("val_dataset_shuffle", "Shuffle the validation rows.", Data)]
     public bool ValDatasetShuffle { get; init; }
 
-    [Option("dataset_num_proc", "Threads that read and encode rows.", Data)]
+    [Option("dataset_num_proc", "Threads that read and encode rows.", Data, Effect = OptionEffect.SpeedOnly)]
     public int DatasetNumProc { get; init; } = 1;
 
     [Option("load_from_cache_file", "Reuse encoded rows of an earlier run.", Data, Effect = OptionEffect.SpeedOnly)]
@@ -44,7 +44,7 @@ public sealed partial record TrainingConfig
     [Option("strict", "Stop at the first bad row instead of dropping it.", Data)]
     public bool Strict { get; init; }
 
-    [Option("remove_unused_columns", "Keep only the columns that the template reads.", Data)]
+    [Option("remove_unused_columns", "Keep only the columns that the template reads.", Data, Effect = OptionEffect.SpeedOnly)]
     public bool RemoveUnusedColumns { get; init; } = true;
 
     [Option("download_mode", "Use a fetched data set again or fetch anew.", Data, Choices = "reuse_dataset_if_exists|force_redownload")]

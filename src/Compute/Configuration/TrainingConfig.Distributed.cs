@@ -6,10 +6,12 @@ using static Megatron.Compute.Configuration.OptionSection;
 public sealed partial record TrainingConfig
 {
     [Option("distributed_backend", "Collectives between processes: nccl on GPUs, gloo on CPUs (ranks of one CPU process need neither).", Distributed,
-        Choices = "nccl|gloo")]
+        Choices = "nccl|gloo",
+        Effect = OptionEffect.SpeedOnly)]
     public string DistributedBackend { get; init; } = "nccl";
 
-    [Option("use_distributed_optimizer", "Shard fp32 masters and moments over the data-parallel ranks (ZeRO-1).", Distributed)]
+    [Option("use_distributed_optimizer", "Shard fp32 masters and moments over the data-parallel ranks (ZeRO-1).", Distributed,
+        Effect = OptionEffect.SpeedOnly)]
     public bool UseDistributedOptimizer { get; init; } = true;
 
     [Option("tensor_model_parallel_size", "Ranks that share each layer's matrices.", Distributed)]
@@ -51,7 +53,7 @@ public sealed partial record TrainingConfig
     [Option("overlap_param_gather", "Gather weights while forward runs.", Distributed, Effect = OptionEffect.SpeedOnly)]
     public bool OverlapParamGather { get; init; }
 
-    [Option("distributed_timeout_minutes", "Time limit of a collective, in minutes.", Distributed)]
+    [Option("distributed_timeout_minutes", "Time limit of a collective, in minutes.", Distributed, Effect = OptionEffect.SpeedOnly)]
     public int DistributedTimeoutMinutes { get; init; } = 300_000;
 
     [Option("logical_data_shards", "Gradient accumulators added in a fixed order, so that bits do not depend on the data-parallel size.", Distributed)]

@@ -11,22 +11,23 @@ public sealed partial record TrainingConfig
     [Option("log_throughput", "Log TFLOP/s per device by the closed formula.", Logging)]
     public bool LogThroughput { get; init; } = true;
 
-    [Option("tensorboard_log_interval", "Iterations between two TensorBoard points.", Logging)]
+    [Option("tensorboard_log_interval", "Iterations between two TensorBoard points.", Logging, Effect = OptionEffect.SpeedOnly)]
     public int TensorboardLogInterval { get; init; } = 1;
 
-    [Option("tensorboard_queue_size", "Points held before they are written.", Logging)]
+    [Option("tensorboard_queue_size", "Points held before they are written.", Logging, Effect = OptionEffect.SpeedOnly)]
     public int TensorboardQueueSize { get; init; } = 50;
 
-    [Option("log_timers_to_tensorboard", "Write timers to TensorBoard.", Logging)]
+    [Option("log_timers_to_tensorboard", "Write timers to TensorBoard.", Logging, Effect = OptionEffect.SpeedOnly)]
     public bool LogTimersToTensorboard { get; init; } = true;
 
-    [Option("no_log_learning_rate_to_tensorboard", "Leave the learning rate out of TensorBoard.", Logging)]
+    [Option("no_log_learning_rate_to_tensorboard", "Leave the learning rate out of TensorBoard.", Logging, Effect = OptionEffect.SpeedOnly)]
     public bool NoLogLearningRateToTensorboard { get; init; }
 
-    [Option("log_validation_ppl_to_tensorboard", "Write the validation perplexity to TensorBoard.", Logging)]
+    [Option("log_validation_ppl_to_tensorboard", "Write the validation perplexity to TensorBoard.", Logging,
+        Effect = OptionEffect.SpeedOnly)]
     public bool LogValidationPplToTensorboard { get; init; } = true;
 
-    [Option("log_memory_to_tensorboard", "Write memory figures to TensorBoard.", Logging)]
+    [Option("log_memory_to_tensorboard", "Write memory figures to TensorBoard.", Logging, Effect = OptionEffect.SpeedOnly)]
     public bool LogMemoryToTensorboard { get; init; } = true;
 
     [Option("logging_level", "Least severity that is logged, a Python level number: 10 debug, 20 information, 30 warning, 40 error.", Logging)]
