@@ -49,7 +49,7 @@ public static class RmsNorm
             ? gradOutput.mul(normalized)
             : Widen(gradOutput).mul_(normalized.to_type(gradOutput.dtype));
         using var rows = product.reshape([-1, .. weight.shape]);
-        return rows.sum(0);
+        return rows.sum(dim: 0);
     }
 
     /// <summary>An fp32 copy of a 16-bit tensor; a fresh alias of a wider one.</summary>

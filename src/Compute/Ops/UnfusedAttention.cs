@@ -72,7 +72,7 @@ internal sealed class UnfusedAttention(AttentionShape shape, AttentionOptions op
         var isWide = probabilities.element_size() >= 4;
         var wide = isWide ? probabilities : probabilities.to_type(ScalarType.Float32);
         var product = (isWide ? gradProbabilities : gradProbabilities.to_type(ScalarType.Float32)).mul_(wide);
-        product.addcmul_(wide, product.sum(-1, keepdim: true), value: -1);
+        product.addcmul_(wide, product.sum(dim: -1, keepdim: true), value: -1);
         return product.to_type(probabilities.dtype).MoveToOuterDisposeScope();
     }
 

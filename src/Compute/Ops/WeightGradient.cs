@@ -25,7 +25,7 @@ public static class WeightGradient
     {
         using var scope = NewDisposeScope();
         var mainGrad = parameter.MainGrad;
-        mainGrad.add_(gradOutput_TO.sum(0, type: mainGrad.dtype));
+        mainGrad.add_(gradOutput_TO.sum(dim: 0, type: mainGrad.dtype));
     }
 
     /// <summary>MainGrad += gradient (same shape, any floating dtype).</summary>

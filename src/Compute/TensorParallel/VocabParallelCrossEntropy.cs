@@ -30,7 +30,7 @@ public static class VocabParallelCrossEntropy
         logits_Tv.sub_(max_T1);
         var target_T = logits_Tv.gather(1, columns_T1).squeeze(1).masked_fill_(foreign_T, 0);
         using (group.AllReduce(target_T, ReduceOp.Sum)) { }
-        var expSum_T = logits_Tv.exp_().sum(1);
+        var expSum_T = logits_Tv.exp_().sum(dim: 1);
         using (group.AllReduce(expSum_T, ReduceOp.Sum)) { }
 
         var weightsWide_T = weights_T.to_type(logits_Tv.dtype);

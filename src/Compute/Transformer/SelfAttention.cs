@@ -96,8 +96,8 @@ public sealed class SelfAttention : IInputRestorable
         if (queryNorm is null || keyNorm is null) return;
         using var scope = NewDisposeScope();
         var gradWeight_AD = saved.Take(GradQkNorm);
-        WeightGradient.Add(queryNorm, gradWeight_AD.narrow(0, 0, numHeads).sum(0));
-        WeightGradient.Add(keyNorm, gradWeight_AD.narrow(0, numHeads, numGroups).sum(0));
+        WeightGradient.Add(queryNorm, gradWeight_AD.narrow(0, 0, numHeads).sum(dim: 0));
+        WeightGradient.Add(keyNorm, gradWeight_AD.narrow(0, numHeads, numGroups).sum(dim: 0));
     }
 
     /// <inheritdoc/>
