@@ -65,7 +65,7 @@ public static unsafe class Dispatcher
         for (var index = 0; index < arguments.Length; index++) stack[index] = Push(abi, arguments[index]);
         fixed (byte* name = Encoding.ASCII.GetBytes(op + '\0'), overloadName = Encoding.ASCII.GetBytes(overload + '\0'))
         {
-            // The call owns the arguments from here, also when it fails.
+            // The operator owns the arguments from here, also when it fails. (An unknown name, a programming error, keeps them.)
             StableAbi.Check(abi.CallDispatcher(name, overloadName, stack, abi.AbiVersion), op);
         }
 

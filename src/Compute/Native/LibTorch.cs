@@ -1,7 +1,6 @@
 // Finds libtorch, loads it by absolute path and hands it to TorchSharp. A process has one libtorch: this is the one place with process-wide
 // state, because the dynamic loader's state is process-wide too. What it is not: a choice of device, or of anything numeric.
 
-using System.Reflection;
 using System.Runtime.InteropServices;
 using Megatron.Compute.Configuration;
 using static TorchSharp.torch;
@@ -30,7 +29,7 @@ public static class LibTorch
     /// <summary>
     /// Loads libtorch and TorchSharp's shim once; later calls return what is loaded. Safe from any thread.
     /// </summary>
-    /// <exception cref="ConfigException">NATIVE001 to NATIVE009: one sentence for each way this can fail, with its remedy.</exception>
+    /// <exception cref="ConfigException">NATIVE001 to NATIVE010: one sentence for each way this can fail, with its remedy.</exception>
     public static LoadedLibTorch Load(LibTorchOptions? options = null)
     {
         options ??= new LibTorchOptions();
@@ -97,9 +96,9 @@ public static class LibTorch
         }
         catch (Exception exception) when (exception is DllNotFoundException or BadImageFormatException)
         {
-            // The loader's message lists every attempt; its first line with the reason is what helps.
-            var reason = exception.Message.Split('\n').FirstOrDefault(line => line.Contains(": ", StringComparison.Ordinal))?.Trim() ?? exception.Message;
-            throw new ConfigException("NATIVE003", $"{path} could not be loaded: {reason} Reinstall that libtorch, or put the missing library's folder on LD_LIBRARY_PATH "
+            // The first line is general advice; the dynamic loader's own words follow it.
+            var reason = exception.Message.Split('\n', StringSplitOptions.TrimEntries | StringSplitOptions.RemoveEmptyEntries).Skip(1).FirstOrDefault() ?? exception.Message;
+            throw new ConfigException("NATIVE003", $"{path} could not be loaded ({reason}); reinstall that libtorch, or put the missing library's folder on LD_LIBRARY_PATH "
                 + "(for PyTorch: torch/lib and nvidia/*/lib of the same Python environment).");
         }
     }
@@ -122,13 +121,7 @@ public static class LibTorch
     {
         var assembly = typeof(TorchSharp.torch).Assembly;
         NativeLibrary.SetDllImportResolver(assembly, (name, _, _) => name == "LibTorchSharp" ? shim : 0);
-        // TorchSharp would search by name and could load a second libtorch that lies beside the program. Its own switches say that the work is done;
-        // where a later TorchSharp has none of that name, its search finds the loaded libraries by their SONAME.
-        foreach (var name in (ReadOnlySpan<string>)["nativeBackendLoaded", "nativeBackendCudaLoaded"])
-        {
-            typeof(TorchSharp.torch).GetField(name, BindingFlags.Static | BindingFlags.NonPublic)?.SetValue(null, true);
-        }
-
+        // TorchSharp's own search runs once more, by bare names: the dynamic loader answers with what is loaded, by SONAME.
         try
         {
             InitializeDeviceType(TorchSharp.DeviceType.CPU);

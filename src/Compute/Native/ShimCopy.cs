@@ -19,14 +19,26 @@ internal static class ShimCopy
     public static bool NeedsPatch(nint standardLibrary) => !NativeLibrary.TryGetExport(standardLibrary, SymbolOfDemand, out _);
 
     /// <summary>Loads the patched copy from the user's cache, or from a private temporary folder when the cache cannot be written.</summary>
-    /// <exception cref="ConfigException">NATIVE007: no folder could be written.</exception>
+    /// <exception cref="ConfigException">NATIVE006: the shim is damaged. NATIVE007: no folder could be written.</exception>
     public static (string Path, nint Handle) Load(string original, string? cacheFolder, Func<string, nint> load)
     {
         var image = File.ReadAllBytes(original);
         var key = Convert.ToHexStringLower(SHA256.HashData(image))[..16];
-        ElfVersionNeeds.MakeOptional(image, Demand);
-        var path = WriteToCache(image, key, cacheFolder, out var cacheProblem) ?? WriteToTemporary(image, cacheProblem);
-        return (path, load(path));
+        try
+        {
+            ElfVersionNeeds.MakeOptional(image, Demand);
+        }
+        catch (BadImageFormatException exception)
+        {
+            throw new ConfigException("NATIVE006", $"{original} is damaged ({exception.Message}); run dotnet restore --force, or publish the program again.");
+        }
+        if (WriteToCache(image, key, cacheFolder, out var cacheProblem) is { } cached) return (cached, load(cached));
+
+        var temporary = WriteToTemporary(image, cacheProblem);
+        var handle = load(temporary);
+        // The mapping stays; nothing is left behind.
+        Directory.Delete(Path.GetDirectoryName(temporary)!, recursive: true); // the path of a file in a folder just made
+        return (temporary, handle);
     }
 
     private static string? WriteToCache(byte[] image, string key, string? cacheFolder, out string problem)

@@ -52,10 +52,10 @@ public sealed class LibTorchTests
     [Fact]
     public void FindLibTorch_Nowhere_ListsEveryPlace()
     {
-        var places = new NativePlaces(["/program", "/program/runtimes"], "/package", null);
+        var places = new NativePlaces("/program/libtorch", ["/program"], "/package", null);
         var error = Assert.Throws<ConfigException>(() => NativeSearch.FindLibTorch(null, places));
         Assert.Equal("NATIVE002", Assert.Single(error.Errors).Code);
-        Assert.Contains("/program, /program/runtimes, /package", error.Message, StringComparison.Ordinal);
+        Assert.Contains("/program/libtorch, /program, /package", error.Message, StringComparison.Ordinal);
     }
 
     [Fact]
@@ -65,17 +65,32 @@ public sealed class LibTorchTests
         var program = Directory.CreateDirectory(folder.Combine("program")).FullName;
         var package = Directory.CreateDirectory(folder.Combine("package")).FullName;
         File.WriteAllText(Path.Combine(package, "libtorch_cpu.so"), "");
-        Assert.Equal(package, NativeSearch.FindLibTorch(null, new NativePlaces([program], package, null)));
+        Assert.Equal(package, NativeSearch.FindLibTorch(null, new NativePlaces(program, [], package, null)));
         File.WriteAllText(Path.Combine(program, "libtorch_cpu.so"), "");
-        Assert.Equal(program, NativeSearch.FindLibTorch(null, new NativePlaces([program], package, null)));
+        Assert.Equal(program, NativeSearch.FindLibTorch(null, new NativePlaces(program, [], package, null)));
+    }
+
+    [Fact]
+    public void FindLibTorch_AskedBesideAnotherThatDotnetWouldFind_IsRefused()
+    {
+        using var folder = new TemporaryFolder();
+        var program = Directory.CreateDirectory(folder.Combine("program")).FullName;
+        var asked = Directory.CreateDirectory(folder.Combine("asked")).FullName;
+        File.WriteAllText(Path.Combine(asked, "libtorch_cpu.so"), "");
+        var places = new NativePlaces(folder.Combine("program", "libtorch"), [program], null, null);
+        Assert.Equal(asked, NativeSearch.FindLibTorch(asked, places));
+        File.WriteAllText(Path.Combine(program, "libtorch_cpu.so"), "");
+        var error = Assert.Throws<ConfigException>(() => NativeSearch.FindLibTorch(asked, places));
+        Assert.Equal("NATIVE010", Assert.Single(error.Errors).Code);
+        Assert.Equal(program, NativeSearch.FindLibTorch(program, places));
     }
 
     [Fact]
     public void FindShim_Nowhere_ListsEveryPlace()
     {
-        var error = Assert.Throws<ConfigException>(() => NativeSearch.FindShim("/libtorch", new NativePlaces(["/program"], null, "/package")));
+        var error = Assert.Throws<ConfigException>(() => NativeSearch.FindShim("/libtorch", new NativePlaces("/program/libtorch", ["/program"], null, "/package")));
         Assert.Equal("NATIVE006", Assert.Single(error.Errors).Code);
-        Assert.Contains("/program, /package, /libtorch;", error.Message, StringComparison.Ordinal);
+        Assert.Contains("/program/libtorch, /program, /package, /libtorch;", error.Message, StringComparison.Ordinal);
     }
 
     [Fact]
