@@ -32,8 +32,10 @@ internal static class MethodScan
         .Select(field => (OpCode)field.GetValue(null)!).ToDictionary(code => code.Value); // static fields of a struct type are never null
 
     /// <summary>Types that people wrote; source generators' types (Orleans codecs and proxies) are left out.</summary>
-    public static IEnumerable<Type> WrittenTypes(Assembly assembly) => assembly.GetTypes()
-        .Where(type => !(type.FullName ?? "").StartsWith("OrleansCodeGen", StringComparison.Ordinal) && type.Namespace?.StartsWith("Megatron", StringComparison.Ordinal) == true);
+    public static IEnumerable<Type> WrittenTypes(Assembly assembly) => assembly.GetTypes().Where(IsWritten);
+
+    /// <summary>True for a type that people wrote.</summary>
+    public static bool IsWritten(Type? type) => type?.Namespace is { } name && name.StartsWith("Megatron", StringComparison.Ordinal);
 
     /// <summary>Every member that the code of every method names.</summary>
     public static IEnumerable<Mention> Mentions(Assembly assembly) => WrittenTypes(assembly).SelectMany(type => Methods(type)).SelectMany(Mentions);

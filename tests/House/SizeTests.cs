@@ -36,7 +36,7 @@ public sealed class SizeTests
             if (points.Count == 0) continue;
             var method = assembly.ManifestModule.ResolveMethod(MetadataTokens.GetToken(handle.ToDefinitionHandle()));
             // A constructor's lines reach from its first field initializer to its body: no measure of anything.
-            if (method is null or ConstructorInfo) continue;
+            if (method is null or ConstructorInfo || !MethodScan.IsWritten(method.DeclaringType)) continue;
             result.Add(($"{method.DeclaringType}.{method.Name}", points.Max(point => point.EndLine) - points.Min(point => point.StartLine) + 1));
         }
         return result;
