@@ -1,0 +1,110 @@
+using System.Net;
+using System.Net.Sockets;
+using Megatron.Compute.Training;
+using Megatron.Grains;
+using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.Hosting;
+using Orleans.Configuration;
+using Serilog;
+
+namespace Megatron.Silo;
+
+/// <summary>
+/// A silo inside this process: composition only. Everything a generic host would bring by itself (configuration files, environment variables,
+/// console logger, signal handlers) is left out: it costs start-up time, and the console decides on those matters.
+/// </summary>
+public sealed class SiloHost : IAsyncDisposable
+{
+    private const int MaxPortAttempts = 5;
+
+    private readonly IHost host;
+
+    private SiloHost(IHost host) => this.host = host;
+
+    /// <summary>The way to the grains of this silo and its cluster.</summary>
+    public IGrainFactory Grains => host.Services.GetRequiredService<IGrainFactory>();
+
+    /// <summary>
+    /// Starts a silo that is a cluster of its own: loopback, ports chosen by the operating system, grain state in memory.
+    /// </summary>
+    /// <param name="createWorker">Makes the worker of a device when the first rank is started on it; the silo disposes it.</param>
+    public static async Task<SiloHost> StartAsync(SiloOptions options, Func<int, IRankWorker> createWorker, CancellationToken cancellation = default)
+    {
+        for (int attempt = 1; ; attempt++)
+        {
+            var host = Build(options, createWorker, FreePort());
+            try
+            {
+                await host.StartAsync(cancellation);
+                return new SiloHost(host);
+            }
+            catch (Exception fault) when (attempt < MaxPortAttempts && IsAddressInUse(fault))
+            {
+                // Another program took the port between the question and the start: ask for another one.
+                await DisposeHostAsync(host);
+            }
+            catch
+            {
+                await DisposeHostAsync(host);
+                throw;
+            }
+        }
+    }
+
+    /// <summary>Leaves the cluster, then ends the rank workers.</summary>
+    public async ValueTask DisposeAsync()
+    {
+        await host.StopAsync();
+        await DisposeHostAsync(host);
+    }
+
+    private static IHost Build(SiloOptions options, Func<int, IRankWorker> createWorker, int port)
+    {
+        var builder = Host.CreateEmptyApplicationBuilder(new HostApplicationBuilderSettings { DisableDefaults = true, ApplicationName = "megatron" });
+        builder.Services.AddSingleton<IHostLifetime, SilentLifetime>();
+        builder.Services.AddSerilog(SiloLogging.Create(options), dispose: true);
+        builder.UseOrleans(silo =>
+        {
+            // A cluster id of its own, so that two runs on one machine can never talk to each other; no gateway, because the only client is inside.
+            silo.UseLocalhostClustering(port, gatewayPort: 0, serviceId: "megatron", clusterId: "local-" + Guid.NewGuid().ToString("N"));
+            silo.Configure<ClusterMembershipOptions>(options.Membership.ApplyTo);
+            silo.AddMemoryGrainStorage(GrainServices.JobStorage);
+            silo.AddTrainingGrains(new NodeIdentity(options.NodeName, options.Devices), createWorker);
+        });
+        return builder.Build();
+    }
+
+    private static int FreePort()
+    {
+        using var listener = new TcpListener(IPAddress.Loopback, 0);
+        listener.Start();
+        return ((IPEndPoint)listener.LocalEndpoint).Port;
+    }
+
+    private static bool IsAddressInUse(Exception fault)
+    {
+        for (Exception? inner = fault; inner is not null; inner = inner.InnerException)
+        {
+            if (inner is SocketException { SocketErrorCode: SocketError.AddressAlreadyInUse })
+                return true;
+        }
+        return false;
+    }
+
+    // The workers are disposed asynchronously, so the container must be too.
+    private static async ValueTask DisposeHostAsync(IHost host)
+    {
+        if (host is IAsyncDisposable disposable)
+            await disposable.DisposeAsync();
+        else
+            host.Dispose();
+    }
+
+    /// <summary>Signals belong to the console: it asks the job to save before the silo ends.</summary>
+    private sealed class SilentLifetime : IHostLifetime
+    {
+        public Task WaitForStartAsync(CancellationToken cancellationToken) => Task.CompletedTask;
+
+        public Task StopAsync(CancellationToken cancellationToken) => Task.CompletedTask;
+    }
+}
