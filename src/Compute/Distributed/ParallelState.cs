@@ -6,6 +6,12 @@ namespace Megatron.Compute.Distributed;
 /// </summary>
 public sealed class ParallelState : IDisposable
 {
+    /// <summary>The grid from which the groups follow.</summary>
+    public required ParallelDims Dims { get; init; }
+
+    /// <summary>This rank among all ranks.</summary>
+    public int Rank => World.Rank;
+
     /// <summary>Tensor (and sequence) parallel group.</summary>
     public required ProcessGroup TensorParallel { get; init; }
 
@@ -48,15 +54,37 @@ public sealed class ParallelState : IDisposable
     /// <summary>Last pipeline stage: owns the head and the loss.</summary>
     public bool IsLastStage => PipelineParallel.Rank == PipelineParallel.Size - 1;
 
-    /// <summary>The state of a run with one rank.</summary>
-    public static ParallelState SingleRank() => new()
+    /// <summary>
+    /// Opens all groups of <paramref name="rank"/>, in one order on all ranks; groups of one need no backend.
+    /// </summary>
+    /// <param name="sequenceParallel"><c>--sequence_parallel</c>; has no effect without tensor parallelism.</param>
+    public static ParallelState Create(ParallelDims dims, int rank, IProcessGroupFactory factory, bool sequenceParallel)
     {
-        TensorParallel = new SingleRankGroup("tp"), PipelineParallel = new SingleRankGroup("pp"), ContextParallel = new SingleRankGroup("cp"),
-        DataParallel = new SingleRankGroup("dp"), DataContextParallel = new SingleRankGroup("dp-cp"), ExpertParallel = new SingleRankGroup("ep"),
-        ExpertTensorParallel = new SingleRankGroup("etp"), ExpertDataParallel = new SingleRankGroup("edp"),
-        ModelParallel = new SingleRankGroup("mp"), Embedding = new SingleRankGroup("embedding"), World = new SingleRankGroup("world"),
-        SequenceParallel = false,
-    };
+        ProcessGroup Open(string name, GroupKind kind)
+        {
+            var members = dims.MembersOf(kind, rank);
+            return members.Count == 1 ? new SingleRankGroup(name, rank) : factory.Create(name, rank, members);
+        }
+        return new ParallelState
+        {
+            Dims = dims,
+            World = Open("world", GroupKind.World),
+            TensorParallel = Open("tp", GroupKind.TensorParallel),
+            ContextParallel = Open("cp", GroupKind.ContextParallel),
+            DataParallel = Open("dp", GroupKind.DataParallel),
+            DataContextParallel = Open("dp-cp", GroupKind.DataContextParallel),
+            PipelineParallel = Open("pp", GroupKind.PipelineParallel),
+            ModelParallel = Open("mp", GroupKind.ModelParallel),
+            Embedding = Open("embedding", GroupKind.Embedding),
+            ExpertTensorParallel = Open("etp", GroupKind.ExpertTensorParallel),
+            ExpertParallel = Open("ep", GroupKind.ExpertParallel),
+            ExpertDataParallel = Open("edp", GroupKind.ExpertDataParallel),
+            SequenceParallel = sequenceParallel && dims.TensorParallelSize > 1,
+        };
+    }
+
+    /// <summary>The state of a run with one rank.</summary>
+    public static ParallelState SingleRank() => Create(ParallelDims.SingleRank, 0, new NoBackend(), sequenceParallel: false);
 
     /// <summary>Aborts every group: used when the control plane ends the attempt. Any thread may call it.</summary>
     public void Abort(string reason)
@@ -75,4 +103,10 @@ public sealed class ParallelState : IDisposable
         TensorParallel, PipelineParallel, ContextParallel, DataParallel, DataContextParallel, ExpertParallel, ExpertTensorParallel,
         ExpertDataParallel, ModelParallel, Embedding, World,
     ];
+
+    private sealed class NoBackend : IProcessGroupFactory
+    {
+        public ProcessGroup Create(string name, int globalRank, IReadOnlyList<int> members) =>
+            throw new InvalidOperationException($"A run with one rank opened group {name} of {members.Count}.");
+    }
 }

@@ -53,24 +53,29 @@ public abstract class ProcessGroup : IDisposable
     {
         if (Size == 1) return CollectiveWork.Completed;
         Require(tensor.is_contiguous(), "AllReduce", "the tensor must be contiguous");
+        RequireReducible(tensor, "AllReduce", op);
         Volume.Add("all_reduce", 2L * (Size - 1) * BytesOf(tensor) / Size);
         return AllReduceCore(tensor, op);
     }
 
     /// <summary>Concatenates the ranks' inputs along dimension 0 in rank order.</summary>
-    /// <param name="output">Size × the elements of <paramref name="input"/>.</param>
+    /// <param name="output">Size × the elements of <paramref name="input"/>, which may be this rank's part of it.</param>
     public CollectiveWork AllGather(Tensor output, Tensor input)
     {
+        Require(output.is_contiguous() && input.is_contiguous(), "AllGather", "both tensors must be contiguous");
         Require(output.numel() == input.numel() * Size, "AllGather", $"output has {output.numel()} elements, expected {input.numel() * Size}");
         if (Size == 1) return CopySingle(output, input);
         Volume.Add("all_gather", (Size - 1L) * BytesOf(input));
         return AllGatherCore(output, input);
     }
 
-    /// <summary>Reduces <paramref name="input"/> over the group and leaves this rank's 1/Size of dimension 0 in <paramref name="output"/>.</summary>
+    /// <summary>Reduces <paramref name="input"/> over the group and leaves this rank's 1/Size of dimension 0 in <paramref name="output"/>,
+    /// which may be that part of the input; the rest of the input keeps its values.</summary>
     public CollectiveWork ReduceScatter(Tensor output, Tensor input, ReduceOp op)
     {
+        Require(output.is_contiguous() && input.is_contiguous(), "ReduceScatter", "both tensors must be contiguous");
         Require(input.numel() == output.numel() * Size, "ReduceScatter", $"input has {input.numel()} elements, expected {output.numel() * Size}");
+        RequireReducible(input, "ReduceScatter", op);
         if (Size == 1) return CopySingle(output, input);
         Volume.Add("reduce_scatter", (Size - 1L) * BytesOf(output));
         return ReduceScatterCore(output, input, op);
@@ -83,6 +88,7 @@ public abstract class ProcessGroup : IDisposable
     /// <param name="inputSplits">[Size] rows sent to each rank; sums to input's rows.</param>
     public CollectiveWork AllToAll(Tensor output, Tensor input, long[] outputSplits, long[] inputSplits)
     {
+        Require(output.is_contiguous() && input.is_contiguous(), "AllToAll", "both tensors must be contiguous");
         Require(outputSplits.Length == Size && inputSplits.Length == Size, "AllToAll", $"there must be {Size} splits");
         Require(outputSplits.Sum() == output.shape[0], "AllToAll", "outputSplits do not sum to the rows of output");
         Require(inputSplits.Sum() == input.shape[0], "AllToAll", "inputSplits do not sum to the rows of input");
@@ -95,14 +101,20 @@ public abstract class ProcessGroup : IDisposable
     /// <summary>Copies <paramref name="tensor"/> of rank <paramref name="root"/> (index in the group) to all others.</summary>
     public CollectiveWork Broadcast(Tensor tensor, int root)
     {
+        Require(tensor.is_contiguous(), "Broadcast", "the tensor must be contiguous");
+        Require(root >= 0 && root < Size, "Broadcast", $"{root} is not a rank of the group");
         if (Size == 1) return CollectiveWork.Completed;
         if (Rank == root) Volume.Add("broadcast", BytesOf(tensor));
         return BroadcastCore(tensor, root);
     }
 
-    /// <summary>Sends to one peer (index in the group); matched by its <see cref="Receive"/> in order.</summary>
+    /// <summary>
+    /// Sends to one peer (index in the group); matched by its <see cref="Receive"/> in order. Waiting for it may block until the peer
+    /// receives, so two ranks that send to each other must both start their receive before they wait for their send.
+    /// </summary>
     public CollectiveWork Send(Tensor tensor, int peer)
     {
+        Require(tensor.is_contiguous(), "Send", "the tensor must be contiguous");
         Require(peer != Rank && peer >= 0 && peer < Size, "Send", $"{peer} is not a peer");
         Volume.Add("send", BytesOf(tensor));
         return SendCore(tensor, peer);
@@ -111,6 +123,7 @@ public abstract class ProcessGroup : IDisposable
     /// <summary>Receives from one peer (index in the group) into <paramref name="tensor"/>, whose size and dtype match what is sent.</summary>
     public CollectiveWork Receive(Tensor tensor, int peer)
     {
+        Require(tensor.is_contiguous(), "Receive", "the tensor must be contiguous");
         Require(peer != Rank && peer >= 0 && peer < Size, "Receive", $"{peer} is not a peer");
         return ReceiveCore(tensor, peer);
     }
@@ -139,11 +152,15 @@ public abstract class ProcessGroup : IDisposable
     protected abstract CollectiveWork ReceiveCore(Tensor tensor, int peer);
     protected abstract void BarrierCore();
 
-    private CollectiveWork CopySingle(Tensor output, Tensor input)
+    private static CollectiveWork CopySingle(Tensor output, Tensor input)
     {
-        output.copy_(input);
+        using var shaped = input.view(output.shape);
+        output.copy_(shaped);
         return CollectiveWork.Completed;
     }
+
+    private void RequireReducible(Tensor tensor, string operation, ReduceOp op) =>
+        Require(op != ReduceOp.Average || tensor.is_floating_point(), operation, $"an average of {tensor.dtype} is not defined; sum and divide");
 
     private void Require(bool condition, string operation, string problem)
     {

@@ -1,0 +1,320 @@
+using System.Diagnostics;
+using Megatron.Compute.Distributed;
+using Megatron.Testing;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Tests.Distributed;
+
+/// <summary>
+/// What every backend of <see cref="ProcessGroup"/> must do. A backend's test class derives from this, opens the groups and adds nothing
+/// else that is general.
+/// </summary>
+public abstract class ProcessGroupContract
+{
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
+
+    public static TheoryData<int> Sizes => [1, 2, 3, 4];
+
+    public static TheoryData<int> SizesWithPeers => [2, 3, 4];
+
+    public static TheoryData<int, ScalarType> SizesAndDtypes
+    {
+        get
+        {
+            var data = new TheoryData<int, ScalarType>();
+            foreach (var size in (int[])[1, 2, 3, 4])
+                foreach (var dtype in (ScalarType[])[
+                    ScalarType.BFloat16, ScalarType.Float16, ScalarType.Float32, ScalarType.Float64, ScalarType.Int32, ScalarType.Int64])
+                    data.Add(size, dtype);
+            return data;
+        }
+    }
+
+    /// <summary>A fresh world of <paramref name="size"/> ranks whose operations give up after <paramref name="timeout"/>.</summary>
+    protected abstract IContractWorld CreateWorld(int size, TimeSpan timeout);
+
+    [Theory, MemberData(nameof(SizesAndDtypes))]
+    public void AllReduce_SumAndMax_EqualOracle(int size, ScalarType dtype) => Run(size, group =>
+    {
+        // Small whole numbers: exact in every dtype, so the result does not depend on the backend's order.
+        var sum = Ramp(5, group.Rank).to_type(dtype);
+        using (group.AllReduce(sum, ReduceOp.Sum)) { }
+        AssertValues([.. Enumerable.Range(0, 5).Select(i => Enumerable.Range(0, size).Sum(rank => RampValue(i, rank)))], sum);
+        var max = Ramp(5, group.Rank).to_type(dtype);
+        using (group.AllReduce(max, ReduceOp.Max)) { }
+        AssertValues([.. Enumerable.Range(0, 5).Select(i => Enumerable.Range(0, size).Max(rank => RampValue(i, rank)))], max);
+    });
+
+    [Theory, MemberData(nameof(Sizes))]
+    public void AllReduce_Average_DividesBySize(int size) => Run(size, group =>
+    {
+        var tensor = full(7, group.Rank + 1.0, dtype: float32);
+        using (group.AllReduce(tensor, ReduceOp.Average)) { }
+        AssertValues([.. Enumerable.Repeat((size + 1) / 2.0, 7)], tensor);
+    });
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void AllReduce_AverageOfIntegers_IsRefused(int size) => Run(size, group =>
+        Assert.Throws<InvalidOperationException>(() => group.AllReduce(ones(3, dtype: int64), ReduceOp.Average)));
+
+    [Theory, MemberData(nameof(Sizes))]
+    public void AllReduce_Bf16Random_StaysNearFp32Oracle(int size)
+    {
+        const int Count = 10_000;
+        using var leaks = LeakCheck.Start();
+        var results = new double[size][];
+        var inputs = Enumerable.Range(0, size).Select(rank => RandomInput(rank, Count, ScalarType.BFloat16)).ToArray();
+        Run(size, group =>
+        {
+            var tensor = torch.tensor(inputs[group.Rank]).to_type(ScalarType.BFloat16);
+            using (group.AllReduce(tensor, ReduceOp.Sum)) { }
+            results[group.Rank] = Read(tensor);
+        });
+        for (var i = 0; i < Count; i++)
+        {
+            var terms = inputs.Select(input => input[i]).ToArray();
+            // 2^-8 per rounding, roundings adding up like a random walk over the ranks; relative to the size of the terms.
+            var bound = Math.Pow(2, -8) * Math.Sqrt(size) * terms.Sum(Math.Abs) + 1e-30;
+            Assert.True(Math.Abs(results[0][i] - terms.Sum()) <= bound, $"element {i}: {results[0][i]} for {terms.Sum()}");
+        }
+        foreach (var result in results) Assert.Equal(results[0], result);
+    }
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void AllReduce_Fp32Random_HasSameBitsOnEveryRankAndRun(int size)
+    {
+        var runs = new double[3][];
+        for (var run = 0; run < runs.Length; run++)
+        {
+            var results = new double[size][];
+            Run(size, group =>
+            {
+                var tensor = torch.tensor(RandomInput(group.Rank, 4_097, ScalarType.Float32)).to_type(ScalarType.Float32);
+                using (group.AllReduce(tensor, ReduceOp.Sum)) { }
+                results[group.Rank] = Read(tensor);
+            });
+            foreach (var result in results) Assert.Equal(results[0], result);
+            runs[run] = results[0];
+        }
+        Assert.Equal(runs[0], runs[1]);
+        Assert.Equal(runs[0], runs[2]);
+    }
+
+    [Theory, MemberData(nameof(SizesAndDtypes))]
+    public void AllGather_EveryDtype_ConcatenatesInRankOrder(int size, ScalarType dtype) => Run(size, group =>
+    {
+        var input = Ramp(6, group.Rank).to_type(dtype).view(2, 3);
+        var output = zeros(2 * size, 3, dtype: dtype);
+        using (group.AllGather(output, input)) { }
+        AssertValues([.. Enumerable.Range(0, size).SelectMany(rank => Enumerable.Range(0, 6).Select(i => RampValue(i, rank)))], output);
+    });
+
+    [Theory, MemberData(nameof(Sizes))]
+    public void AllGather_InputInsideOutput_Works(int size) => Run(size, group =>
+    {
+        var output = full(size * 4, -1.0, dtype: float32);
+        var own = output.narrow(0, group.Rank * 4, 4);
+        own.fill_(group.Rank);
+        using (group.AllGather(output, own)) { }
+        AssertValues([.. Enumerable.Range(0, size * 4).Select(i => (double)(i / 4))], output);
+    });
+
+    [Theory, MemberData(nameof(SizesAndDtypes))]
+    public void ReduceScatter_EveryDtype_LeavesOwnPart(int size, ScalarType dtype) => Run(size, group =>
+    {
+        var input = Ramp(3 * size, group.Rank).to_type(dtype);
+        var output = zeros(3, dtype: dtype);
+        using (group.ReduceScatter(output, input, ReduceOp.Sum)) { }
+        AssertValues([.. Enumerable.Range(3 * group.Rank, 3).Select(i => Enumerable.Range(0, size).Sum(rank => RampValue(i, rank)))], output);
+    });
+
+    [Theory, MemberData(nameof(Sizes))]
+    public void ReduceScatter_OutputInsideInput_KeepsTheRest(int size) => Run(size, group =>
+    {
+        var input = full(size * 2, group.Rank + 1.0, dtype: float32);
+        using (group.ReduceScatter(input.narrow(0, group.Rank * 2, 2), input, ReduceOp.Sum)) { }
+        AssertValues([.. Enumerable.Range(0, size * 2).Select(i => i / 2 == group.Rank ? size * (size + 1) / 2.0 : group.Rank + 1.0)], input);
+    });
+
+    [Theory, MemberData(nameof(SizesAndDtypes))]
+    public void AllToAll_UnevenSplits_DeliversRowsInRankOrder(int size, ScalarType dtype) => Run(size, group =>
+    {
+        // Rank s sends (s + t) mod 3 rows to rank t: some pairs exchange nothing.
+        long Rows(int source, int target) => (source + target) % 3;
+        long[] inputSplits = [.. Enumerable.Range(0, size).Select(target => Rows(group.Rank, target))];
+        long[] outputSplits = [.. Enumerable.Range(0, size).Select(source => Rows(source, group.Rank))];
+        var sent = Enumerable.Range(0, size).SelectMany(target => Enumerable.Repeat(10.0 * group.Rank + target, (int)Rows(group.Rank, target) * 2));
+        var input = torch.tensor(sent.ToArray()).to_type(dtype).view(inputSplits.Sum(), 2);
+        var output = zeros(outputSplits.Sum(), 2, dtype: dtype);
+        using (group.AllToAll(output, input, outputSplits, inputSplits)) { }
+        AssertValues([.. Enumerable.Range(0, size).SelectMany(source => Enumerable.Repeat(10.0 * source + group.Rank, (int)Rows(source, group.Rank) * 2))], output);
+    });
+
+    [Theory, MemberData(nameof(SizesAndDtypes))]
+    public void Broadcast_EveryRoot_CopiesItsValues(int size, ScalarType dtype) => Run(size, group =>
+    {
+        for (var root = 0; root < size; root++)
+        {
+            var tensor = Ramp(4, group.Rank).to_type(dtype);
+            using (group.Broadcast(tensor, root)) { }
+            AssertValues([.. Enumerable.Range(0, 4).Select(i => RampValue(i, root))], tensor);
+        }
+    });
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void SendReceive_RingOfSeveralMessages_KeepsOrder(int size) => Run(size, group =>
+    {
+        var (next, previous) = ((group.Rank + 1) % size, (group.Rank + size - 1) % size);
+        var received = Enumerable.Range(0, 3).Select(_ => zeros(8, dtype: float32)).ToArray();
+        var works = new List<CollectiveWork>();
+        for (var i = 0; i < 3; i++) works.Add(group.Send(full(8, 100.0 * group.Rank + i, dtype: float32), next));
+        for (var i = 0; i < 3; i++) works.Add(group.Receive(received[i], previous));
+        foreach (var work in works) work.Dispose();
+        for (var i = 0; i < 3; i++) AssertValues([.. Enumerable.Repeat(100.0 * previous + i, 8)], received[i]);
+    });
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void Collectives_StartedTogether_CompleteInAnyOrderOfWaits(int size) => Run(size, group =>
+    {
+        var first = full(3, 1.0, dtype: float32);
+        var second = full(5, 2.0, dtype: float32);
+        var gathered = zeros(size, dtype: int64);
+        var works = new[] { group.AllReduce(first, ReduceOp.Sum), group.AllReduce(second, ReduceOp.Sum), group.AllGather(gathered, full(1, (long)group.Rank, dtype: int64)) };
+        foreach (var work in group.Rank % 2 == 0 ? works : works.Reverse()) work.Wait();
+        foreach (var work in works) work.Dispose();
+        AssertValues([.. Enumerable.Repeat((double)size, 3)], first);
+        AssertValues([.. Enumerable.Repeat(2.0 * size, 5)], second);
+        AssertValues([.. Enumerable.Range(0, size).Select(rank => (double)rank)], gathered);
+    });
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void Barrier_ReturnsOnlyAfterAllCalled(int size)
+    {
+        var entered = 0;
+        Run(size, group =>
+        {
+            for (var round = 1; round <= 5; round++)
+            {
+                Interlocked.Increment(ref entered);
+                group.Barrier();
+                Assert.True(Volatile.Read(ref entered) >= round * size);
+                group.Barrier();
+            }
+        });
+    }
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void Abort_FromAnotherThread_ReleasesEveryCallerWithinASecond(int size)
+    {
+        using var world = CreateWorld(size, Patience);
+        var releasedAfter = new TimeSpan[size];
+        using var waiting = new CountdownEvent(size - 1);
+        var aborted = 0L;
+        var aborter = new Thread(() =>
+        {
+            waiting.Wait(Patience);
+            Volatile.Write(ref aborted, Stopwatch.GetTimestamp());
+            world.Groups[0].Abort("the test says so");
+        });
+        aborter.Start();
+        RankThreads.Run(size, rank =>
+        {
+            if (rank == size - 1) return; // never comes: the others hang until the abort
+            using var scope = NewDisposeScope();
+            var work = world.Groups[rank].AllReduce(ones(4), ReduceOp.Sum);
+            waiting.Signal();
+            var fault = Assert.Throws<RankFaultException>(work.Wait);
+            releasedAfter[rank] = Stopwatch.GetElapsedTime(Volatile.Read(ref aborted));
+            Assert.Contains("the test says so", fault.Message);
+            Assert.Throws<RankFaultException>(() => world.Groups[rank].AllReduce(ones(4), ReduceOp.Sum).Wait());
+        });
+        aborter.Join();
+        Assert.All(releasedAfter, time => Assert.True(time < TimeSpan.FromSeconds(1), $"released after {time}"));
+    }
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void Wait_PeerNeverComes_TimesOutAndNamesIt(int size)
+    {
+        using var world = CreateWorld(size, TimeSpan.FromMilliseconds(200));
+        RankThreads.Run(size, rank =>
+        {
+            if (rank == size - 1) return;
+            using var scope = NewDisposeScope();
+            var fault = Assert.Throws<RankFaultException>(() => world.Groups[rank].AllReduce(ones(4), ReduceOp.Sum).Wait());
+            Assert.Equal(size - 1, fault.CulpritRank);
+        });
+    }
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void Dispose_RankLeavesEarly_PeersGetAFaultThatNamesIt(int size)
+    {
+        using var world = CreateWorld(size, Patience);
+        RankThreads.Run(size, rank =>
+        {
+            if (rank == size - 1)
+            {
+                world.Groups[rank].Dispose();
+                return;
+            }
+            using var scope = NewDisposeScope();
+            var fault = Assert.Throws<RankFaultException>(() => world.Groups[rank].AllReduce(ones(4), ReduceOp.Sum).Wait());
+            Assert.Equal(size - 1, fault.CulpritRank);
+        });
+    }
+
+    [Fact]
+    public void Volume_OneOfEach_EqualsFormulas() => Run(4, group =>
+    {
+        group.Volume.Reset();
+        using (group.AllReduce(ones(8), ReduceOp.Sum)) { }
+        using (group.AllGather(zeros(8), ones(2))) { }
+        using (group.ReduceScatter(zeros(2), ones(8), ReduceOp.Sum)) { }
+        using (group.AllToAll(zeros(4, 3), ones(4, 3), [1, 1, 1, 1], [1, 1, 1, 1])) { }
+        Assert.Equal(2 * 3 * 32 / 4, group.Volume.BytesByOperation["all_reduce"]);
+        Assert.Equal(3 * 8, group.Volume.BytesByOperation["all_gather"]);
+        Assert.Equal(3 * 8, group.Volume.BytesByOperation["reduce_scatter"]);
+        Assert.Equal(3 * 12, group.Volume.BytesByOperation["all_to_all"]);
+    });
+
+    /// <summary>Opens a world and runs <paramref name="body"/> on every rank's thread, each in a dispose scope with a leak check.</summary>
+    protected void Run(int size, Action<ProcessGroup> body)
+    {
+        using var world = CreateWorld(size, Patience);
+        RankThreads.Run(size, rank =>
+        {
+            using var leaks = LeakCheck.Start();
+            using var scope = NewDisposeScope();
+            body(world.Groups[rank]);
+        }, failure => world.Groups[0].Abort(failure.Message));
+    }
+
+    private static double RampValue(int i, int rank) => i + 1 + 2 * rank;
+
+    private static Tensor Ramp(int count, int rank) => torch.tensor([.. Enumerable.Range(0, count).Select(i => RampValue(i, rank))]);
+
+    /// <summary>Values of both signs over eight binades, already rounded to <paramref name="dtype"/>.</summary>
+    private static double[] RandomInput(int rank, int count, ScalarType dtype)
+    {
+        var random = new Random(1000 + rank);
+        using var scope = NewDisposeScope();
+        double[] values = [.. Enumerable.Range(0, count).Select(_ => (random.NextDouble() - 0.5) * Math.Pow(2, random.Next(8)))];
+        return Read(torch.tensor(values).to_type(dtype));
+    }
+
+    private static double[] Read(Tensor tensor)
+    {
+        using var wide = tensor.to_type(ScalarType.Float64);
+        using var flat = wide.reshape(-1);
+        return flat.data<double>().ToArray();
+    }
+
+    private static void AssertValues(double[] expected, Tensor actual) => Assert.Equal(expected, Read(actual));
+}
+
+/// <summary>The groups of one test world: index = rank.</summary>
+public interface IContractWorld : IDisposable
+{
+    /// <summary>One group per rank.</summary>
+    IReadOnlyList<ProcessGroup> Groups { get; }
+}
