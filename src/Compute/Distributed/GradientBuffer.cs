@@ -88,6 +88,7 @@ public sealed class GradientBuffer : IDisposable
     /// <summary>Adds the accumulators in a fixed binary tree into <see cref="Flat"/> and selects shard 0.</summary>
     public void ReduceShards()
     {
+        using var scope = NewDisposeScope();
         for (var stride = 1; stride < shards.Length; stride *= 2)
             for (var left = 0; left + stride < shards.Length; left += 2 * stride)
                 shards[left].add_(shards[left + stride]);
@@ -97,6 +98,7 @@ public sealed class GradientBuffer : IDisposable
     /// <summary>Sets all accumulators to zero and selects shard 0.</summary>
     public void Zero()
     {
+        using var scope = NewDisposeScope(); // TorchSharp's zero_ returns a second handle
         foreach (var shard in shards) shard.zero_();
         SelectShard(0);
     }
