@@ -59,6 +59,7 @@ internal sealed class RowParser(IReadOnlyDictionary<string, string> renames, Sel
         var messages = columns.Find(RowColumns.Messages) is { } list
             ? MessagesParser.Parse(list.Value, list.Name, notices)
             : ParseQueryResponse(columns, index, notices);
+        MessagesParser.CheckOrder(messages, notices);
         if (messages[0].Role == ChatMessage.SystemRole)
         {
             if (system is not null && system != messages[0].Content)
@@ -66,7 +67,6 @@ internal sealed class RowParser(IReadOnlyDictionary<string, string> renames, Sel
             system = messages[0].Content;
             messages.RemoveAt(0);
         }
-        MessagesParser.CheckOrder(messages, notices);
         var tag = columns.Get("tag") is { ValueKind: JsonValueKind.String } value ? value.GetString() : null;
         return new Conversation(system, selfCognition.Apply(messages, tag));
     }

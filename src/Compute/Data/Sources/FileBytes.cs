@@ -1,4 +1,7 @@
+using System.Buffers;
 using System.IO.Compression;
+using System.Text;
+using System.Text.Unicode;
 using Megatron.Compute.Configuration;
 using Microsoft.Win32.SafeHandles;
 
@@ -47,6 +50,32 @@ internal static class FileBytes
             buffer = buffer[read..];
             offset += read;
         }
+    }
+
+    /// <summary>The whole file without its byte order mark.</summary>
+    /// <exception cref="ConfigException">DATA011: more than an array can hold.</exception>
+    public static byte[] ReadAll(string path)
+    {
+        using var file = Open(path);
+        var offset = SkipByteOrderMark(path, file);
+        var length = RandomAccess.GetLength(file) - offset;
+        if (length > Array.MaxLength)
+            throw new ConfigException("DATA011", $"{path} has {length} bytes, too many to be read as a whole; convert it to jsonl (one row per line).");
+        var bytes = new byte[length];
+        ReadExactly(file, bytes, offset);
+        return bytes;
+    }
+
+    /// <summary>Offset of the first NUL or byte that is not UTF-8 and what it is, or −1.</summary>
+    public static int FindNoText(ReadOnlySpan<byte> bytes, out string what)
+    {
+        var at = bytes.IndexOf((byte)0);
+        what = "a NUL byte";
+        if (at >= 0 || Utf8.IsValid(bytes)) return at;
+        at = 0;
+        while (Rune.DecodeFromUtf8(bytes[at..], out _, out var consumed) == OperationStatus.Done) at += consumed;
+        what = $"the byte 0x{bytes[at]:X2}, which is not UTF-8";
+        return at;
     }
 
     private static SafeFileHandle Unpack(string path, SafeFileHandle packed)

@@ -23,19 +23,10 @@ internal static class JsonArrayReader
     }
 
     /// <summary>Splits the array into its elements.</summary>
-    /// <exception cref="ConfigException">DATA001 (not JSON), DATA008 (empty), DATA011 (too large for this format).</exception>
+    /// <exception cref="ConfigException">DATA001 (not JSON), DATA008 (empty), DATA011 (too large).</exception>
     public static MemoryRows Read(string path)
     {
-        byte[] bytes;
-        using (var file = FileBytes.Open(path))
-        {
-            var offset = FileBytes.SkipByteOrderMark(path, file);
-            var length = RandomAccess.GetLength(file) - offset;
-            if (length > Array.MaxLength)
-                throw new ConfigException("DATA011", $"{path} has {length} bytes, too many for one JSON array; convert it to jsonl (one row per line).");
-            bytes = new byte[length];
-            FileBytes.ReadExactly(file, bytes, offset);
-        }
+        var bytes = FileBytes.ReadAll(path);
         try
         {
             var rows = Split(bytes);

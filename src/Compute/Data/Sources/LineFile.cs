@@ -1,6 +1,4 @@
 using System.Diagnostics.CodeAnalysis;
-using System.Text;
-using System.Text.Unicode;
 using Megatron.Compute.Configuration;
 using Microsoft.Win32.SafeHandles;
 
@@ -97,7 +95,9 @@ internal sealed class LineFile : IDisposable
                 blank = blank && rest[..end].IndexOfAnyExcept(Blanks) < 0;
                 offset += end + 1;
                 if (!blank) _lines.Add(new Line(begin, offset - 1 - begin, number));
-                (begin, blank, rest) = (offset, true, rest[(end + 1)..]);
+                rest = rest[(end + 1)..];
+                begin = offset;
+                blank = true;
                 number++;
             }
             blank = blank && rest.IndexOfAnyExcept(Blanks) < 0;
@@ -108,14 +108,7 @@ internal sealed class LineFile : IDisposable
 
     private RowProblem? FindBadBytes(ReadOnlySpan<byte> bytes, Line line)
     {
-        var at = bytes.IndexOf((byte)0);
-        var what = "a NUL byte";
-        if (at < 0 && !Utf8.IsValid(bytes))
-        {
-            at = 0;
-            while (Rune.DecodeFromUtf8(bytes[at..], out _, out var consumed) == System.Buffers.OperationStatus.Done) at += consumed;
-            what = $"the byte 0x{bytes[at]:X2}, which is not UTF-8";
-        }
+        var at = FileBytes.FindNoText(bytes, out var what);
         return at < 0 ? null : new RowProblem("DATA006", "not UTF-8 text", $"{Path}:{line.Number}:{at + 1}",
             $"{what}, at byte {line.Offset + at} of the file; save the file as UTF-8 text.");
     }
