@@ -103,7 +103,7 @@ internal sealed class BytePairModel
     }
 
     /// <summary>Merges in place and returns the number of symbols left.</summary>
-    private int MergeByScan(int[] symbols, int count)
+    internal int MergeByScan(int[] symbols, int count)
     {
         Span<Merge> merges = stackalloc Merge[MaxScannedSymbols + 1];
         for (var i = 0; i + 1 < count; i++)
@@ -137,7 +137,7 @@ internal sealed class BytePairModel
     }
 
     /// <summary>As <see cref="MergeByScan"/> in O(n log n): a linked list of symbols and a heap of pairs, outdated pairs skipped.</summary>
-    private int MergeByHeap(int[] symbols, int count)
+    internal int MergeByHeap(int[] symbols, int count)
     {
         var next = new int[count];
         var previous = new int[count];

@@ -27,4 +27,36 @@ public sealed class ChatTemplatesTests
             Assert.NotEmpty(template.Suffix);
         }
     }
+
+    [Theory]
+    [InlineData("Qwen3ForCausalLM", "qwen3", "Qwen3-0.6B", "", "qwen3")]
+    [InlineData("Qwen3MoeForCausalLM", "qwen3_moe", "Qwen3-30B-A3B-Thinking-2507", "", "qwen3_thinking")]
+    [InlineData("Qwen3MoeForCausalLM", "qwen3_moe", "Qwen3-30B-A3B-Instruct-2507", "", "qwen3_nothinking")]
+    [InlineData("Qwen2MoeForCausalLM", "qwen2_moe", null, "", "qwen")]
+    [InlineData("Qwen2ForCausalLM", "qwen2", null, "<|im_start|>", "qwen2_5")]
+    [InlineData("Qwen2ForCausalLM", "qwen2", "Qwen2-7B-Instruct", "<|im_start|>", "qwen")]
+    [InlineData("Qwen2ForCausalLM", "qwen2", "Qwen2.5-Math-7B-Instruct", "<|im_start|>", "qwen2_5_math")]
+    [InlineData("Qwen2ForCausalLM", "qwen2", "QwQ-32B", "<|im_start|>", "qwq")]
+    [InlineData("Qwen2ForCausalLM", "qwen2", "renamed", "<｜User｜>", "deepseek_r1")]
+    [InlineData("LlamaForCausalLM", "llama", null, "<｜User｜> <|begin_of_text|>", "deepseek_r1")]
+    [InlineData("LlamaForCausalLM", "llama", null, "<|start_header_id|>", "llama3")]
+    [InlineData("LlamaForCausalLM", "llama", null, "<|start_header_id|> <|eom_id|>", "llama3_2")]
+    [InlineData("LlamaForCausalLM", "llama", "Yi", "<|im_start|>", "chatml")]
+    [InlineData("LlamaForCausalLM", "llama", null, "<｜begin▁of▁sentence｜>", "deepseek")]
+    [InlineData("LlamaForCausalLM", "", null, "<s> </s>", "llama")]
+    public void ForModel_ByTypeThenTokensThenName(string architecture, string modelType, string? name, string tokens, string expected)
+    {
+        var tokenizer = TemplateTokenizer.Create(tokens.Split(' ', StringSplitOptions.RemoveEmptyEntries));
+        Assert.Equal(expected, ChatTemplates.ForModel(architecture, modelType, name, tokenizer).Name);
+    }
+
+    [Theory]
+    [InlineData("LlamaForCausalLM", "llama")]
+    [InlineData("GptNeoXForCausalLM", "gpt_neox")]
+    public void ForModel_NoneFits_AsksForTheOption(string architecture, string modelType)
+    {
+        var error = Assert.Throws<ConfigException>(() => ChatTemplates.ForModel(architecture, modelType, null, TemplateTokenizer.Create())).Errors.Single();
+        Assert.Equal("TPL001", error.Code);
+        Assert.Contains("--template", error.Message, StringComparison.Ordinal);
+    }
 }

@@ -16,19 +16,27 @@ public sealed class HfTokenizerBenchmark(ITestOutputHelper output)
     [Trait("Category", "benchmark")]
     public void Encode_Qwen3OnTwoBooks_AtLeast5MegabytesPerSecond()
     {
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "qwen3"));
         var texts = new[] { "moby-dick.txt", "tang-poems.txt" }.Select(name => File.ReadAllText(Repository.Asset("tokenizers", "texts", name))).ToList();
         var megabytes = texts.Sum(text => Encoding.UTF8.GetByteCount(text)) / 1e6;
         var best = 0.0;
         for (var run = 1; run <= 5; run++)
         {
-            var clock = Stopwatch.StartNew();
-            var numTokens = texts.Sum(text => tokenizer.Encode(text).Length);
-            var speed = megabytes / clock.Elapsed.TotalSeconds;
-            best = Math.Max(best, speed);
-            output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"run {run}: {megabytes:F2} MB, {numTokens} tokens, {speed:F1} MB/s"));
+            // A new tokenizer each time: its cache of words is empty, as for texts never seen. The second figure is with the cache full.
+            var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "qwen3"));
+            var (numTokens, cold) = Measure(tokenizer, texts);
+            var (_, warm) = Measure(tokenizer, texts);
+            best = Math.Max(best, megabytes / cold);
+            output.WriteLine(string.Create(CultureInfo.InvariantCulture,
+                $"run {run}: {megabytes:F2} MB, {numTokens} tokens, {megabytes / cold:F1} MB/s, with the words cached {megabytes / warm:F1} MB/s"));
         }
 
         Assert.True(best >= 5, string.Create(CultureInfo.InvariantCulture, $"best of 5 was {best:F1} MB/s"));
+    }
+
+    private static (int NumTokens, double Seconds) Measure(HfTokenizer tokenizer, List<string> texts)
+    {
+        var clock = Stopwatch.StartNew();
+        var numTokens = texts.Sum(text => tokenizer.Encode(text).Length);
+        return (numTokens, clock.Elapsed.TotalSeconds);
     }
 }
