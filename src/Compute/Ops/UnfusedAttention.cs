@@ -55,10 +55,8 @@ internal sealed class UnfusedAttention(AttentionShape shape, AttentionOptions op
     {
         using var scope = NewDisposeScope();
         var layerNumber = options.QueryKeyLayerScaling ? shape.LayerIndex + 1 : 1;
-        var mask = CausalMask(seqLen, (int)query_bRSD.shape[1] / seqLen, query_bRSD.dtype, query_bRSD.device);
-        var scale = shape.Scale / layerNumber;
-        if (query_bRSD.dtype == ScalarType.Float64) (query_bRSD, scale) = (query_bRSD.mul(scale), 1); // baddbmm takes its factor as a float
-        var scores = baddbmm(mask, query_bRSD, key_bSD.transpose(1, 2), beta: 1, alpha: (float)scale);
+        var scores = query_bRSD.mul(shape.Scale / layerNumber).bmm(key_bSD.transpose(1, 2));
+        scores.view(scores.shape[0], -1, seqLen, seqLen).add_(CausalMask(seqLen, scores.dtype, scores.device));
         var isWide = scores.element_size() >= 4;
         if (!isWide && (options.SoftmaxInFp32 || layerNumber > 1)) scores = scores.to_type(ScalarType.Float32);
         if (layerNumber > 1) scores.mul_(layerNumber);
@@ -86,9 +84,9 @@ internal sealed class UnfusedAttention(AttentionShape shape, AttentionOptions op
     /// <summary>The inverse of <see cref="GroupHeads"/>, as a view.</summary>
     private Tensor UngroupHeads(Tensor x, SegmentGroup group) => x.view(group.BatchSize, -1, group.SeqLen, shape.HeadDim).transpose(1, 2);
 
-    /// <summary>[R·S, S]: 0 on and below the diagonal of each head, −infinity above.</summary>
-    private static Tensor CausalMask(int seqLen, int headsPerGroup, ScalarType dtype, Device device) =>
-        full([seqLen, seqLen], double.NegativeInfinity, dtype, device).triu(1).repeat(headsPerGroup, 1);
+    /// <summary>[S, S]: 0 on and below the diagonal, −infinity above.</summary>
+    private static Tensor CausalMask(int seqLen, ScalarType dtype, Device device) =>
+        full([seqLen, seqLen], double.NegativeInfinity, dtype, device).triu(1);
 
     /// <summary>
     /// [B·G, R·S, S] decisions. Coordinates: global token of the query, global head, position of the key in its sample.
