@@ -7,7 +7,7 @@ namespace Megatron.House.Tests;
 /// <summary>Inside Compute a folder may use only folders to its left.</summary>
 public sealed class FolderOrderTests
 {
-    private static readonly string[] order =
+    internal static readonly string[] Order =
     [
         "Configuration", "Native", "Distributed", "Tokenization", "Data", "Ops", "TensorParallel", "Moe", "Transformer", "Models", "PipelineParallel",
         "Optimizers", "Checkpointing", "Inference", "Training",
@@ -19,7 +19,7 @@ public sealed class FolderOrderTests
     public void Folders_AreTheKnownOnes()
     {
         var folders = Directory.GetDirectories(Path.Combine(Repository.Root, "src", "Compute")).Select(path => Path.GetFileName(path)).Except(["bin", "obj"]);
-        Assert.Empty(folders.Except(order));
+        Assert.Empty(folders.Except(Order));
     }
 
     [Fact]
@@ -72,7 +72,7 @@ public sealed class FolderOrderTests
     [InlineData("Ops", "Unknown", false)]
     public void MayUse_FollowsTheOrder(string from, string to, bool expected) => Assert.Equal(expected, MayUse(from, to));
 
-    private static bool MayUse(string from, string to) => Array.IndexOf(order, to) is >= 0 and var index && index <= Array.IndexOf(order, from);
+    private static bool MayUse(string from, string to) => Array.IndexOf(Order, to) is >= 0 and var index && index <= Array.IndexOf(Order, from);
 
     private static string? FolderOf(Type type) =>
         type.Namespace is { } name && name.StartsWith(Prefix, StringComparison.Ordinal) ? name[Prefix.Length..].Split('.')[0] : null;

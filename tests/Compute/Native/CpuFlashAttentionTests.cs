@@ -21,11 +21,11 @@ public sealed class CpuFlashAttentionTests
         TestContext.Current.SendDiagnosticMessage($"seed {seed}");
         using var leaks = LeakCheck.Start();
         using var scope = NewDisposeScope();
-        manual_seed(seed);
-        var q = randn(b, h, s, d, dtype: ScalarType.Float64).to(dtype);
-        var k = randn(b, hkv, s, d, dtype: ScalarType.Float64).to(dtype);
-        var v = randn(b, hkv, s, d, dtype: ScalarType.Float64).to(dtype);
-        var gradOutput = randn(b, h, s, d, dtype: ScalarType.Float64).to(dtype);
+        var generator = new Generator(seed); // the global one is shared with tests on other threads
+        var q = randn(b, h, s, d, dtype: ScalarType.Float64, generator: generator).to(dtype);
+        var k = randn(b, hkv, s, d, dtype: ScalarType.Float64, generator: generator).to(dtype);
+        var v = randn(b, hkv, s, d, dtype: ScalarType.Float64, generator: generator).to(dtype);
+        var gradOutput = randn(b, h, s, d, dtype: ScalarType.Float64, generator: generator).to(dtype);
         var scale = 1 / Math.Sqrt(d);
 
         var (output, logSumExp) = CpuFlashAttention.Forward(q, k, v, causal, scale);
