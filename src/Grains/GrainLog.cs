@@ -21,7 +21,8 @@ internal static partial class GrainLog
     [LoggerMessage(LogLevel.Information, "job {JobId} attempt {Attempt}: {Command} for device {Device} is stale and ignored")]
     public static partial void StaleCommand(ILogger logger, string jobId, int attempt, string device, string command);
 
-    [LoggerMessage(LogLevel.Error, "job {JobId} attempt {Attempt} rank {Rank} faulted: {Message}; {Detail}")]
+    // Not an error of this program: the job tells the user in one sentence, and the detail belongs into the file, never on the console.
+    [LoggerMessage(LogLevel.Warning, "job {JobId} attempt {Attempt} rank {Rank} faulted: {Message}; {Detail}")]
     public static partial void RankFaulted(ILogger logger, string jobId, int attempt, int rank, string message, string detail);
 
     [LoggerMessage(LogLevel.Information, "job {JobId} attempt {Attempt} save {SaveId} step {Iteration}: {Reason}")]

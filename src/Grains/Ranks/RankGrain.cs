@@ -1,4 +1,5 @@
 using System.Globalization;
+using Megatron.Compute.Configuration;
 using Megatron.Compute.Training;
 using Megatron.Grains.Checkpoints;
 using Megatron.Grains.Stages;
@@ -44,13 +45,22 @@ internal sealed class RankGrain : Grain, IRankGrain
                 throw new InvalidOperationException($"Device {Device} is busy with job '{old.Start.Attempt.JobId}'.");
             old.Dispose();
         }
-        var worker = workers.Get(LocalRank);
-        var next = new Session(command, worker, logger);
+        GrainLog.RankCommanded(logger, command.Attempt.JobId, command.Attempt.Attempt, command.Rank, Device, nameof(StartRank));
+        var next = new Session(command, logger);
         session = next;
         next.Run(new GrainOutbox<SequencedReport>(reports => Deliver(next, stageGrainKey, reports), time, logger));
-        worker.Subscribe(next.OnReport);
-        GrainLog.RankCommanded(logger, command.Attempt.JobId, command.Attempt.Attempt, command.Rank, Device, nameof(StartRank));
-        worker.Post(command);
+        try
+        {
+            var worker = workers.Get(LocalRank);
+            worker.Subscribe(next.OnReport);
+            next.Worker = worker;
+            worker.Post(command);
+        }
+        catch (Exception fault)
+        {
+            // A device that cannot be opened is a fault of the rank like any other: it takes the same way to the job and the user.
+            next.OnReport(new RankFaulted(command.Attempt, command.Rank, fault.Message, fault is ConfigException, fault.ToString()));
+        }
         return Task.CompletedTask;
     }
 
@@ -62,7 +72,7 @@ internal sealed class RankGrain : Grain, IRankGrain
             return Task.CompletedTask;
         }
         GrainLog.RankCommanded(logger, command.Attempt.JobId, command.Attempt.Attempt, current.Start.Rank, Device, command.GetType().Name);
-        current.Worker.Post(command);
+        current.Worker?.Post(command);
         return Task.CompletedTask;
     }
 
@@ -104,16 +114,16 @@ internal sealed class RankGrain : Grain, IRankGrain
         private long lastSequence;
         private volatile bool hasEnded;
 
-        public Session(StartRank start, IRankWorker worker, ILogger logger)
+        public Session(StartRank start, ILogger logger)
         {
             Start = start;
-            Worker = worker;
             this.logger = logger;
         }
 
         public StartRank Start { get; }
 
-        public IRankWorker Worker { get; }
+        /// <summary>Null when the device could not be opened; the fault is reported then.</summary>
+        public IRankWorker? Worker { get; set; }
 
         /// <summary>True when the worker has sent its last report; written on its thread.</summary>
         public bool HasEnded => hasEnded;

@@ -1,0 +1,151 @@
+using System.Globalization;
+using Megatron.Compute.Training;
+using Megatron.Grains.Jobs;
+using Megatron.Grains.Stages;
+
+namespace Megatron.Client.Jobs;
+
+/// <summary>
+/// Shows a job as plain lines and writes its <c>logging.jsonl</c>. Colour only on a terminal, and only for warnings and errors.
+/// </summary>
+public sealed class JobConsole : IJobConsole, IDisposable
+{
+    private const string Yellow = "\e[33m";
+    private const string Red = "\e[31m";
+    private const string NoColour = "\e[0m";
+
+    private readonly TextWriter output;
+    private readonly TextWriter error;
+    private readonly bool isTerminal;
+    private readonly TimeZoneInfo zone;
+    private readonly TrainingLogFile log;
+    private readonly List<JobStepDone> early = [];
+    private TrainingPlanned? plan;
+    private StepWindow? window;
+
+    /// <param name="outputFolder">The run folder, for <c>logging.jsonl</c>.</param>
+    /// <param name="isTerminal">False when the output is piped.</param>
+    /// <param name="zone">Time zone of the times shown.</param>
+    public JobConsole(TextWriter output, TextWriter error, string outputFolder, bool isTerminal, TimeZoneInfo zone)
+    {
+        // A signal speaks while events are shown.
+        this.output = TextWriter.Synchronized(output);
+        this.error = TextWriter.Synchronized(error);
+        this.isTerminal = isTerminal;
+        this.zone = zone;
+        log = new TrainingLogFile(outputFolder);
+    }
+
+    /// <inheritdoc/>
+    public void Show(JobEvent item)
+    {
+        switch (item)
+        {
+            case JobStepDone step:
+                ShowStep(step);
+                break;
+            case JobPlanned planned:
+                ShowPlan(planned);
+                break;
+            case JobEvaluated evaluated:
+                ShowEvaluation(evaluated.Evaluation);
+                break;
+            case JobCheckpointSaved saved:
+                Say(ConsoleLines.Saved(saved.Checkpoint.Iteration, saved.Checkpoint.Folder));
+                break;
+            case JobNotice notice:
+                ShowNotice(notice);
+                break;
+            case JobEventsSkipped skipped:
+                Say(string.Create(CultureInfo.InvariantCulture, $"({skipped.NumSkipped} earlier events are not kept)"));
+                break;
+            case JobPhaseChanged changed:
+                ShowPhase(changed);
+                break;
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Say(string line)
+    {
+        output.WriteLine(line);
+        output.Flush();
+    }
+
+    /// <inheritdoc/>
+    public void SayError(string line)
+    {
+        error.WriteLine(isTerminal ? Red + line + NoColour : line);
+        error.Flush();
+    }
+
+    public void Dispose() => log.Dispose();
+
+    // Plan and steps may come from different pipeline stages, hence in either order: steps wait for the plan. A restarted attempt plans anew.
+    private void ShowPlan(JobPlanned planned)
+    {
+        plan = planned.Plan;
+        window = new StepWindow(plan.TrainIterations, plan.LogInterval, plan.GlobalBatchSize, planned.WorldSize);
+        foreach (var step in early)
+            ShowStep(step);
+        early.Clear();
+    }
+
+    private void ShowStep(JobStepDone done)
+    {
+        if (window is null || plan is null)
+        {
+            early.Add(done);
+            return;
+        }
+        if (window.Add(done.Step) is { } summary)
+        {
+            Say(ConsoleLines.Step(Local(done), summary));
+            log.Write(summary);
+        }
+        if (done.Step.Iteration == plan.TrainIterations)
+            Say($"[after training is done] datetime: {ConsoleLines.Time(Local(done))} ");
+    }
+
+    private void ShowEvaluation(StageEvaluation evaluation)
+    {
+        foreach (string line in ConsoleLines.Evaluation(evaluation))
+            Say(line);
+        log.Write(evaluation, plan?.TrainIterations ?? evaluation.Iteration);
+    }
+
+    private void ShowNotice(JobNotice notice)
+    {
+        if (notice.Level is not RankNoticeLevel.Warning)
+            Say(notice.Text);
+        else
+            Say(isTerminal ? Yellow + "warning: " + notice.Text + NoColour : "warning: " + notice.Text);
+    }
+
+    private void ShowPhase(JobPhaseChanged changed)
+    {
+        switch (changed.Phase)
+        {
+            case JobPhase.Recovering:
+                Say($"[{ConsoleLines.Time(Local(changed))}] the ranks are started again: {changed.Reason}");
+                break;
+            case JobPhase.Starting when changed.Attempt > 1:
+                Say(string.Create(CultureInfo.InvariantCulture, $"[{ConsoleLines.Time(Local(changed))}] attempt {changed.Attempt}: {changed.Reason}"));
+                break;
+            case JobPhase.Failed:
+                SayError(changed.Outcome?.Message ?? changed.Reason);
+                break;
+            case JobPhase.Cancelled:
+                Say(changed.Outcome?.Message ?? changed.Reason);
+                SayEnd(changed);
+                break;
+            case JobPhase.Completed:
+                SayEnd(changed);
+                break;
+        }
+    }
+
+    private void SayEnd(JobEvent item) => Say($"End time of running main: {ConsoleLines.Time(Local(item))}");
+
+    private DateTimeOffset Local(JobEvent item) => TimeZoneInfo.ConvertTime(item.Time, zone);
+}

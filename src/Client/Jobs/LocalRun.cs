@@ -1,0 +1,54 @@
+using Megatron.Compute.Training;
+using Megatron.Grains.Jobs;
+using Megatron.Silo;
+
+namespace Megatron.Client.Jobs;
+
+/// <summary>
+/// A job on this machine: a silo in this process, the job submitted to it and followed to its end. The same path as on a cluster, but for where
+/// the silo runs (DESIGN D3).
+/// </summary>
+public static class LocalRun
+{
+    private static readonly TimeSpan abortGrace = TimeSpan.FromSeconds(5);
+
+    /// <summary>
+    /// Runs the job; returns the exit code: 0 completed, or stopped as asked and saved; 1 failed; 2 a mistake of the user; 130 aborted by a second
+    /// signal. After 130 a worker thread may still be busy: the caller ends the process.
+    /// </summary>
+    /// <param name="createWorker">Makes the worker of a device when its rank starts; a <c>ConfigException</c> it throws ends the job with 2.</param>
+    public static async Task<int> RunAsync(
+        JobSpec spec, SiloOptions options, Func<int, IRankWorker> createWorker, IJobConsole console, StopSignals signals)
+    {
+        var silo = await SiloHost.StartAsync(options, createWorker);
+        int exitCode = JobTransitions.ExitFailed;
+        try
+        {
+            exitCode = await SubmitAndFollowAsync(silo.Grains.GetGrain<IJobGrain>(spec.JobId), spec, console, signals);
+        }
+        finally
+        {
+            await EndAsync(silo, exitCode);
+        }
+        return exitCode;
+    }
+
+    private static async Task<int> SubmitAndFollowAsync(IJobGrain job, JobSpec spec, IJobConsole console, StopSignals signals)
+    {
+        var answer = await job.Submit(spec);
+        if (answer.Accepted)
+            return await JobFollower.FollowAsync(job, console, signals);
+        console.SayError(answer.Message);
+        return JobTransitions.ExitUserError;
+    }
+
+    // After an abort a rank may hang in a collective: it gets a moment and no more.
+    private static async Task EndAsync(SiloHost silo, int exitCode)
+    {
+        var ending = silo.DisposeAsync().AsTask();
+        if (exitCode != JobFollower.ExitAborted)
+            await ending;
+        else
+            await Task.WhenAny(ending, Task.Delay(abortGrace));
+    }
+}
