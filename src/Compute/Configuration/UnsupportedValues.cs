@@ -36,15 +36,11 @@ public static class UnsupportedValues
         new("shuffle_buffer_size", ["1000"]),
         new("interleave_prob", [""]),
         new("stopping_strategy", ["first_exhausted"]),
-        new("columns", [""]),
         new("download_mode", ["reuse_dataset_if_exists"]),
-        new("model_name", [""]),
-        new("model_author", [""]),
         new("custom_dataset_info", [""]),
 
         // Template
-        new("truncation_strategy", ["delete", "left", "right"]),
-        new("loss_scale", ["default", "last_round", "all"]),
+        new("loss_scale", ["default", "last_round", "all", "ignore_empty_think"]),
         new("agent_template", [""]),
         new("response_prefix", [""]),
         new("template_backend", ["swift"]),

@@ -231,7 +231,7 @@ public sealed class ConfigValidatorTests
     [InlineData("""{"packing": true}""", "--packing = true is not supported yet; use false.")]
     [InlineData("""{"model_revision": "v2"}""", "--model_revision = v2 is not supported yet; give a local folder: nothing is fetched from a hub yet.")]
     [InlineData("""{"dataloader_type": "external"}""", "--dataloader_type = external is not supported yet; use cyclic or single.")]
-    [InlineData("""{"columns": {"a": "b"}}""", "--columns = {\"a\":\"b\"} is not supported yet; leave the option out.")]
+    [InlineData("""{"model_kwargs": {"a": "b"}}""", "--model_kwargs = {\"a\":\"b\"} is not supported yet; leave the option out.")]
     [InlineData("""{"recompute_modules": ["moe"]}""", "--recompute_modules = moe is not supported yet; choose among core_attn, mlp or layernorm.")]
     [InlineData("""{"tensor_model_parallel_size": 2}""", "--tensor_model_parallel_size = 2 is not supported yet; use 1.")]
     public void UnsupportedValues_GivenOne_IsRefusedByName(string options, string message)

@@ -1,9 +1,9 @@
 using System.Buffers;
 using System.Collections;
 using System.Globalization;
+using System.Runtime.ExceptionServices;
 using System.Text.Json;
 using Megatron.Compute.Configuration;
-using Parquet;
 using Parquet.Serialization;
 
 namespace Megatron.Compute.Data.Sources;
@@ -18,16 +18,24 @@ internal static class ParquetRows
         try
         {
             using var stream = new MemoryStream(File.ReadAllBytes(path));
-            // The stream is memory, so the task is complete when the call returns: nothing waits here.
-            var table = ParquetSerializer.DeserializeUntypedAsync(stream).GetAwaiter().GetResult();
             var rows = new List<(int Line, ReadOnlyMemory<byte> Json)>();
-            foreach (var row in table.Data) rows.Add((rows.Count + 1, ToJson(row)));
+            var reading = ReadAsync(stream, rows);
+            // The stream is memory, so the reader never has anything to wait for and has finished when the call returns.
+            if (!reading.IsCompleted) throw new InvalidOperationException("the parquet reader did not finish although its input is memory");
+            if (reading.Exception is { } failure) ExceptionDispatchInfo.Throw(failure.InnerExceptions[0]);
             return rows.Count > 0 ? new MemoryRows(path, rows) : throw new ConfigException("DATA008", $"{path} holds no rows; check the path.");
         }
-        catch (Exception e) when (e is ParquetException or IOException or NotSupportedException or InvalidOperationException or ArgumentException or OverflowException)
+        catch (Exception e) when (e is not (ConfigException or OutOfMemoryException))
         {
+            // A damaged file shows as any exception of the parquet package, index and null errors included.
             throw new ConfigException("DATA012", $"{path} is not readable as parquet ({e.Message}); write it again or convert it to jsonl.");
         }
+    }
+
+    private static async Task ReadAsync(Stream stream, List<(int Line, ReadOnlyMemory<byte> Json)> rows)
+    {
+        var table = await ParquetSerializer.DeserializeUntypedAsync(stream);
+        foreach (var row in table.Data) rows.Add((rows.Count + 1, ToJson(row)));
     }
 
     private static ReadOnlyMemory<byte> ToJson(object row)
