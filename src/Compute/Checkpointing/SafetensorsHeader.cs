@@ -145,8 +145,9 @@ public sealed class SafetensorsHeader
             }
             else
             {
-                if (strict) throw Error("ST010", source, $"the entry of tensor {Quote(name)} has the unknown field {Quote(reader.GetString() ?? "")}");
+                var field = reader.GetString() ?? "";
                 SkipValue(ref reader);
+                if (strict) throw Error("ST010", source, $"the entry of tensor {Quote(name)} has the unknown field {Quote(field)}");
             }
         }
         if (dtype is null || shape is null || offsets is null)

@@ -84,10 +84,11 @@ public sealed class SafetensorsWriter : IDisposable
     /// <exception cref="IOException">The disk is full or failed.</exception>
     public void Write(Tensor tensor)
     {
-        var spec = Begin();
+        var spec = Announced();
         if (!tensor.shape.AsSpan().SequenceEqual(spec.Shape))
             throw new InvalidOperationException($"{spec.Name} was announced with shape [{string.Join(", ", spec.Shape)}] and has [{string.Join(", ", tensor.shape)}].");
         var dtype = TensorBytes.ToScalarType(spec.DType) ?? throw new InvalidOperationException($"libtorch has no dtype {spec.DType}.");
+        next++;
         using var cast = tensor.to(dtype, CPU);
         using var contiguous = cast.contiguous();
         TensorBytes.ForEachSlice(contiguous, (slice, _) => Append(slice));
@@ -98,7 +99,11 @@ public sealed class SafetensorsWriter : IDisposable
     /// <exception cref="IOException">The disk is full or failed.</exception>
     public void Write(ReadOnlySpan<byte> bytes)
     {
-        if (missingBytes == 0) missingBytes = Begin().SizeBytes;
+        if (missingBytes == 0)
+        {
+            missingBytes = Announced().SizeBytes;
+            next++;
+        }
         if (bytes.Length > missingBytes) throw new InvalidOperationException($"{tensors[next - 1].Name} gets more bytes than announced.");
         missingBytes -= bytes.Length;
         Append(bytes);
@@ -134,10 +139,10 @@ public sealed class SafetensorsWriter : IDisposable
         json.WriteEndObject();
     }
 
-    private SafetensorsSpec Begin()
+    private SafetensorsSpec Announced()
     {
         if (missingBytes > 0) throw new InvalidOperationException($"{tensors[next - 1].Name} is not complete.");
-        return next < tensors.Count ? tensors[next++] : throw new InvalidOperationException($"{path} already has its {tensors.Count} tensors.");
+        return next < tensors.Count ? tensors[next] : throw new InvalidOperationException($"{path} already has its {tensors.Count} tensors.");
     }
 
     private void Append(ReadOnlySpan<byte> bytes)
