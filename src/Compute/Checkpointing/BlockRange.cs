@@ -33,18 +33,6 @@ public sealed record BlockRange(long[] Offset, long[] Shape, long Begin, long En
                         yield return run;
     }
 
-    /// <summary>Number of elements that both ranges hold.</summary>
-    public long CountShared(BlockRange other)
-    {
-        var otherBoxes = other.Boxes();
-        var count = 0L;
-        foreach (var box in Boxes())
-            foreach (var second in otherBoxes)
-                if (box.TryIntersect(second, out var shared))
-                    count += shared.Count;
-        return count;
-    }
-
     /// <summary>The range as disjoint boxes in tensor coordinates, in ascending order.</summary>
     internal List<Box> Boxes()
     {
@@ -120,9 +108,6 @@ public sealed record BlockRange(long[] Offset, long[] Shape, long Begin, long En
 /// <summary>An axis-aligned box of elements, in tensor coordinates.</summary>
 internal sealed record Box(long[] Start, long[] Extent)
 {
-    /// <summary>Elements of the box.</summary>
-    public long Count => Extent.Aggregate(1L, (product, extent) => product * extent);
-
     /// <summary>
     /// The box of one index in each dimension before <paramref name="dimension"/>, rows [first, last) there, and all of the block's extent after it.
     /// </summary>

@@ -107,7 +107,9 @@ public sealed class HfWeightFolder : IDisposable
         var isDirect = destination.dtype == dtype && destination.device_type == DeviceType.CPU && destination.is_contiguous();
         using var staging = isDirect ? destination.alias() : empty(block.NumElements, dtype: dtype, device: CPU);
         Gather(file, entry, block, staging);
-        if (!isDirect) destination.copy_(staging.view(destination.shape));
+        if (isDirect) return;
+        using var shaped = staging.view(destination.shape);
+        destination.copy_(shaped);
     }
 
     /// <summary>Counts NaN and infinite values of a tensor.</summary>

@@ -1,0 +1,103 @@
+using Megatron.Compute.Configuration;
+
+namespace Megatron.Compute.Checkpointing;
+
+/// <summary>
+/// Content of <c>manifest.json</c>: what a checkpoint is, which files it has, and where each slice of the state lies. A folder without a
+/// manifest that verifies is no checkpoint.
+/// </summary>
+public sealed record CheckpointManifest
+{
+    /// <summary>Name of the manifest in a checkpoint folder.</summary>
+    public const string FileName = "manifest.json";
+
+    /// <summary>The version that this code writes and the only one it reads.</summary>
+    public const int CurrentVersion = 1;
+
+    public required int FormatVersion { get; init; }
+    public required string Writer { get; init; }
+    public required DateTimeOffset CreatedUtc { get; init; }
+    public required string SaveId { get; init; }
+    public required RunFacts Run { get; init; }
+
+    /// <summary><see cref="ConfigFacts.Hash"/> of the model's facts.</summary>
+    public required string ModelConfigHash { get; init; }
+
+    /// <summary>Every file of the folder but the manifest.</summary>
+    public required IReadOnlyList<CheckpointFile> Files { get; init; }
+
+    /// <summary>Every weight, whole, in the training dtype.</summary>
+    public required IReadOnlyList<ManifestTensor> Tensors { get; init; }
+
+    /// <summary>The training state, file by file; empty in a weights-only checkpoint.</summary>
+    public required IReadOnlyList<ManifestStateFile> State { get; init; }
+
+    /// <summary>XxHash128 over the data of all weights in their order: the same for every layout that wrote them.</summary>
+    public required string WeightHash { get; init; }
+
+    /// <summary>XxHash128 of the manifest that was newest when this one was committed; null for the first.</summary>
+    public required string? PreviousManifestHash { get; init; }
+
+    /// <summary>True when the checkpoint can continue a run, false when it holds weights only.</summary>
+    public bool HasOptimizerState() => State.Count > 0;
+
+    /// <summary>The bytes of the file.</summary>
+    public byte[] ToJson() => StrictJson.Write(this);
+
+    /// <summary>Parses and checks a manifest: its form, its version, its names, and that slices cover every tensor exactly once.</summary>
+    /// <param name="json">Bytes of the file, at most 64 MiB.</param>
+    /// <param name="source">Named in error messages.</param>
+    /// <exception cref="ConfigException">CKPT010 form, CKPT011 version, CKPT012 content, CKPT013 slices.</exception>
+    public static CheckpointManifest Parse(ReadOnlySpan<byte> json, string source)
+    {
+        if (json.Length > StrictJson.FileBytesMax) throw new ConfigException("CKPT010", $"{source} has {json.Length} bytes, at most {StrictJson.FileBytesMax} are read; the file is damaged.");
+        var version = StrictJson.Parse<VersionOnly>(json, "CKPT010", source).FormatVersion;
+        if (version != CurrentVersion)
+            throw new ConfigException("CKPT011", $"{source} has format version {version}, this program reads {CurrentVersion}; use the program version that wrote it.");
+        var manifest = StrictJson.Parse<CheckpointManifest>(json, "CKPT010", source);
+        ManifestCheck.Run(manifest, source);
+        return manifest;
+    }
+
+    private sealed class VersionOnly
+    {
+        public required int FormatVersion { get; init; }
+
+        [System.Text.Json.Serialization.JsonExtensionData]
+        public Dictionary<string, System.Text.Json.JsonElement>? Others { get; init; }
+    }
+}
+
+/// <summary>A whole weight of the checkpoint.</summary>
+/// <param name="Name">Hugging Face name.</param>
+/// <param name="Shape">Global shape.</param>
+/// <param name="DType">Type in the file.</param>
+/// <param name="File">File of the folder that holds it.</param>
+public sealed record ManifestTensor(string Name, long[] Shape, SafetensorsDType DType, string File);
+
+/// <summary>The slices that one rank wrote.</summary>
+/// <param name="File">File of the folder, <c>state/rank-00000.safetensors</c>.</param>
+/// <param name="Slices">Its slices, in file order.</param>
+public sealed record ManifestStateFile(string File, IReadOnlyList<CheckpointSlice> Slices);
+
+/// <summary>A slice of the training state on disk: a 1-D entry of a state file (DESIGN D11).</summary>
+/// <param name="Entry">Name in the file.</param>
+/// <param name="Tensor">Hugging Face name.</param>
+/// <param name="Kind">What the values are.</param>
+/// <param name="Offset">Start of the block in the tensor, per dimension.</param>
+/// <param name="Shape">Extent of the block, per dimension.</param>
+/// <param name="Begin">First element, row-major in the block.</param>
+/// <param name="End">Element after the last.</param>
+public sealed record CheckpointSlice(string Entry, string Tensor, StateKind Kind, long[] Offset, long[] Shape, long Begin, long End)
+{
+    internal BlockRange Range => new(Offset, Shape, Begin, End);
+}
+
+/// <summary>What one rank adds to the manifest; travels as JSON in its receipt.</summary>
+/// <param name="Tensors">The weights, from rank 0 only.</param>
+/// <param name="Written">Blocks of weights that this rank wrote: the commit checks that no element is missing.</param>
+/// <param name="State">This rank's slices; null without state.</param>
+internal sealed record ManifestPart(IReadOnlyList<ManifestTensor> Tensors, IReadOnlyList<WrittenBlock> Written, ManifestStateFile? State);
+
+/// <summary>A block of a weight that a rank wrote.</summary>
+internal sealed record WrittenBlock(string Tensor, long[] Offset, long[] Shape);
