@@ -20,7 +20,7 @@ public static partial class CheckpointLocator
     {
         var folder = Path.TrimEndingDirectorySeparator(Path.GetFullPath(path));
         if (!Directory.Exists(folder)) throw new ConfigException("CKPT001", $"--load {path}: there is no such folder; check the path.");
-        if (FolderPattern().IsMatch(Path.GetFileName(folder))) return new CheckpointSearch(new CommittedCheckpoint(folder, CheckpointVerifier.Verify(folder, level)), []);
+        if (FolderPattern().IsMatch(Path.GetFileName(folder))) return new CheckpointSearch(new StoredCheckpoint(folder, CheckpointVerifier.Verify(folder, level)), []);
         var store = new CheckpointStore(folder, time);
         if (store.Folders().Count == 0)
         {

@@ -25,7 +25,7 @@ public sealed class CheckpointReader : IDisposable
 
     /// <summary>Opens a checkpoint that <see cref="CheckpointStore.FindNewestVerified"/> or <see cref="CheckpointLocator"/> found.</summary>
     /// <exception cref="ConfigException">A file is refused.</exception>
-    public CheckpointReader(CommittedCheckpoint checkpoint)
+    public CheckpointReader(StoredCheckpoint checkpoint)
     {
         (Folder, Manifest) = (checkpoint.Folder, checkpoint.Manifest);
         Weights = HfWeightFolder.Open(Folder);

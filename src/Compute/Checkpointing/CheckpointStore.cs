@@ -67,7 +67,7 @@ public sealed class CheckpointStore
     /// </summary>
     /// <returns>The final folder and its manifest.</returns>
     /// <exception cref="IOException">A file is missing or has another length, the attempt is stale, or the disk failed: nothing is committed.</exception>
-    public CommittedCheckpoint Commit(string saveId, RunFacts run, IReadOnlyList<RankPart> parts)
+    public StoredCheckpoint Commit(string saveId, RunFacts run, IReadOnlyList<RankPart> parts)
     {
         var temporary = TemporaryFolder(run.Attempt, saveId);
         if (!Directory.Exists(temporary)) throw new IOException($"The save {saveId} of attempt {run.Attempt} has no folder {temporary}; it was never begun or already committed.");
@@ -89,7 +89,7 @@ public sealed class CheckpointStore
         var final = Path.Combine(Root, FolderName(run.Trainer.Iteration));
         Publish(temporary, final, run.Attempt, saveId);
         Step("write hint", () => FileSync.ReplaceFile(Path.Combine(Root, HintFileName), Encoding.ASCII.GetBytes(run.Trainer.Iteration.ToString(CultureInfo.InvariantCulture))));
-        return new CommittedCheckpoint(final, manifest);
+        return new StoredCheckpoint(final, manifest);
     }
 
     /// <summary>
@@ -106,7 +106,7 @@ public sealed class CheckpointStore
             {
                 var manifest = CheckpointVerifier.Verify(folder, level);
                 if (newest > iteration) notices.Add($"Going back to {folder}: {newest - iteration} iterations are lost.");
-                return new CheckpointSearch(new CommittedCheckpoint(folder, manifest), notices);
+                return new CheckpointSearch(new StoredCheckpoint(folder, manifest), notices);
             }
             catch (Exception exception) when (exception is ConfigException or IOException or UnauthorizedAccessException)
             {
@@ -284,9 +284,9 @@ public sealed class CheckpointStore
 /// <summary>A committed checkpoint.</summary>
 /// <param name="Folder">Absolute path of <c>iter_…</c>.</param>
 /// <param name="Manifest">Its manifest.</param>
-public sealed record CommittedCheckpoint(string Folder, CheckpointManifest Manifest);
+public sealed record StoredCheckpoint(string Folder, CheckpointManifest Manifest);
 
 /// <summary>Result of a search.</summary>
 /// <param name="Found">The newest checkpoint that verifies; null when there is none.</param>
 /// <param name="Notices">What was passed over and why: to be shown to the user.</param>
-public sealed record CheckpointSearch(CommittedCheckpoint? Found, IReadOnlyList<string> Notices);
+public sealed record CheckpointSearch(StoredCheckpoint? Found, IReadOnlyList<string> Notices);
