@@ -19,9 +19,9 @@ public static class ArgsChain
     ];
 
     /// <summary>
-    /// Fills options that were not given from the <c>args.json</c> in the folder of <c>--model</c>, <c>--mcore_model</c> or <c>--load</c>, the
-    /// first that has one: nothing with <c>--load_args false</c>; the data options too with <c>--load_data_args true</c>.
-    /// A dtype is not filled when the user said <c>--fp16</c> or <c>--bf16</c>. Reads files, touches nothing else.
+    /// Fills options that were not given from the <c>args.json</c> in the folder of <c>--model</c>, <c>--mcore_model</c> or <c>--load</c>,
+    /// the first that has one: nothing with <c>--load_args false</c>; the data options too with <c>--load_data_args true</c>. A dtype is
+    /// not filled when the user said <c>--fp16</c> or <c>--bf16</c>. Reads files, touches nothing else.
     /// </summary>
     /// <exception cref="ConfigException">The file cannot be used.</exception>
     public static ArgsFill Fill(TrainingConfig config, GivenOptions given)

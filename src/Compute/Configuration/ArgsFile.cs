@@ -22,7 +22,10 @@ public sealed class ArgsFile
     /// <summary>Where it was read.</summary>
     public string Path { get; }
 
-    /// <summary>Writes <paramref name="config"/> to <paramref name="folder"/>/args.json, secrets (<c>*_token</c>) as null. The file appears complete or not at all.</summary>
+    /// <summary>
+    /// Writes <paramref name="config"/> to <paramref name="folder"/>/args.json, secrets (<c>*_token</c>) as null. The file appears
+    /// complete or not at all.
+    /// </summary>
     public static void Write(string folder, TrainingConfig config)
     {
         Directory.CreateDirectory(folder);
@@ -55,8 +58,8 @@ public sealed class ArgsFile
         value = null;
         if (!_entries.TryGetValue(option.Name, out var element) || element.ValueKind == JsonValueKind.Null) return false;
         if (element.ValueKind == JsonValueKind.Array && element.GetArrayLength() == 0) return false;
-        if (option.Name == "torch_dtype" && element.ValueKind == JsonValueKind.String && element.GetString() is { } dtype && dtype.StartsWith("torch.", StringComparison.Ordinal))
-            element = JsonSerializer.SerializeToElement(dtype["torch.".Length..]);
+        if (option.Name == "torch_dtype" && element.ValueKind == JsonValueKind.String)
+            element = JsonSerializer.SerializeToElement((element.GetString() ?? "").Replace("torch.", "", StringComparison.Ordinal));
         if (ConfigJson.TryConvert(option, element, out value, out var problem)) return true;
         throw new ConfigException([problem with { Message = $"{Path}: {problem.Message}" }]);
     }

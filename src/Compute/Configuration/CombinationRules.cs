@@ -29,9 +29,11 @@ internal static class CombinationRules
         }
 
         if (config.RecomputeMethod is { } method)
-            Add(errors, $"--recompute_method = {method} does not go with --recompute_granularity = {config.RecomputeGranularity}; leave it out or use full.");
+            Add(errors,
+                $"--recompute_method = {method} does not go with --recompute_granularity = {config.RecomputeGranularity}; leave it out or use full.");
         if (config.RecomputeNumLayers is { } layers)
-            Add(errors, Text($"--recompute_num_layers = {layers} does not go with --recompute_granularity = {config.RecomputeGranularity}; leave it out or use full."));
+            Add(errors,
+                Text($"--recompute_num_layers = {layers} does not go with --recompute_granularity = {config.RecomputeGranularity}; leave it out or use full."));
         if (config.RecomputeGranularity == "selective" && config.RecomputeModules.Count == 0)
             Add(errors, "--recompute_granularity = selective with no --recompute_modules does nothing; name modules or use none.");
     }
@@ -41,7 +43,8 @@ internal static class CombinationRules
         if (config.Lr >= 0 && config.MinLr > config.Lr)
             Add(errors, Text($"--min_lr = {config.MinLr} is above --lr = {config.Lr}; give at most {config.Lr}."));
         if (config.LrWarmupFraction is { } fraction && config.LrWarmupIters > 0)
-            Add(errors, Text($"--lr_warmup_fraction = {fraction} and --lr_warmup_iters = {config.LrWarmupIters} say the same twice; give one of them."));
+            Add(errors,
+                Text($"--lr_warmup_fraction = {fraction} and --lr_warmup_iters = {config.LrWarmupIters} say the same twice; give one of them."));
         var decay = config.LrDecayIters ?? config.TrainIters;
         if (decay is { } length && config.LrWarmupIters > 0 && config.LrWarmupIters >= length)
         {
@@ -61,15 +64,21 @@ internal static class CombinationRules
             var means = fp16 ? "float16" : "bfloat16";
             if ((fp16 || bf16) && dtype != means)
                 Add(errors, $"--{flag} = true contradicts --torch_dtype = {dtype}; use --torch_dtype {means} or leave --{flag} out.");
-            if (dtype == "float16" && config.Fp16 == false) Add(errors, "--fp16 = false contradicts --torch_dtype = float16; give bfloat16 or float32.");
-            if (dtype == "bfloat16" && config.Bf16 == false) Add(errors, "--bf16 = false contradicts --torch_dtype = bfloat16; give float16 or float32.");
+            if (dtype == "float16" && config.Fp16 == false)
+                Add(errors,
+                    "--fp16 = false contradicts --torch_dtype = float16; give bfloat16 or float32.");
+            if (dtype == "bfloat16" && config.Bf16 == false)
+                Add(errors,
+                    "--bf16 = false contradicts --torch_dtype = bfloat16; give float16 or float32.");
         }
 
         if (config.MinLossScale > config.InitialLossScale)
-            Add(errors, Text($"--min_loss_scale = {config.MinLossScale} is above --initial_loss_scale = {config.InitialLossScale}; give at most that."));
+            Add(errors,
+                Text($"--min_loss_scale = {config.MinLossScale} is above --initial_loss_scale = {config.InitialLossScale}; give at most that."));
         var isFp16 = fp16 || (config.TorchDtype == "float16" && config.Fp16 is null);
         if (isFp16 && config.ExpertModelParallelSize > 1)
-            Add(errors, Text($"--expert_model_parallel_size = {config.ExpertModelParallelSize} does not go with fp16; use --torch_dtype bfloat16 or 1."));
+            Add(errors,
+                Text($"--expert_model_parallel_size = {config.ExpertModelParallelSize} does not go with fp16; use --torch_dtype bfloat16 or 1."));
         if (isFp16 && config.Fp8Format is { } fp8) Add(errors, $"--fp8_format = {fp8} does not go with fp16; use --torch_dtype bfloat16.");
     }
 
@@ -82,7 +91,8 @@ internal static class CombinationRules
         if (config.TpCommOverlap && !config.SequenceParallel)
             Add(errors, "--tp_comm_overlap = true needs sequence parallelism; use --sequence_parallel true.");
         if (config.SequenceParallel && config.TensorModelParallelSize == 1)
-            Add(errors, "--sequence_parallel = true needs --tensor_model_parallel_size above 1, which is 1; raise it or leave sequence_parallel out.");
+            Add(errors,
+                "--sequence_parallel = true needs --tensor_model_parallel_size above 1, which is 1; raise it or leave sequence_parallel out.");
     }
 
     private static void CheckAttention(TrainingConfig config, List<ConfigError> errors)
@@ -90,10 +100,12 @@ internal static class CombinationRules
         if (config.AttentionBackend == "local")
             Add(errors, "--attention_backend = local has no meaning without Megatron's local layers; use unfused, or auto.");
         if (config.UseFlashAttn && config.AttentionBackend is not ("flash" or "auto"))
-            Add(errors, $"--use_flash_attn = true contradicts --attention_backend = {config.AttentionBackend}; use flash or leave use_flash_attn out.");
+            Add(errors,
+                $"--use_flash_attn = true contradicts --attention_backend = {config.AttentionBackend}; use flash or leave use_flash_attn out.");
         if (!config.DeterministicMode) return;
         if (config.AttentionBackend == "fused")
-            Add(errors, "--deterministic_mode = true does not go with --attention_backend = fused, whose additions have no fixed order; use flash, unfused or auto.");
+            Add(errors,
+                "--deterministic_mode = true does not go with --attention_backend = fused, whose additions have no fixed order; use flash, unfused or auto.");
         if (config.CrossEntropyLossFusion)
             Add(errors, "--deterministic_mode = true does not go with --cross_entropy_loss_fusion = true; leave the fusion out.");
         if (config.TpCommOverlap)
@@ -105,16 +117,19 @@ internal static class CombinationRules
         var chunked = config.VirtualPipelineModelParallelSize is not null ? "virtual_pipeline_model_parallel_size"
             : config.NumLayersPerVirtualPipelineStage is not null ? "num_layers_per_virtual_pipeline_stage" : null;
         if (config.VirtualPipelineModelParallelSize is { } chunks && config.NumLayersPerVirtualPipelineStage is { } layers)
-            Add(errors, Text($"--virtual_pipeline_model_parallel_size = {chunks} and --num_layers_per_virtual_pipeline_stage = {layers} say the same twice; give one of them."));
+            Add(errors,
+                Text($"--virtual_pipeline_model_parallel_size = {chunks} and --num_layers_per_virtual_pipeline_stage = {layers} say the same twice; give one of them."));
         if (chunked is not null && config.VirtualPipelineModelParallelSize != 1 && config.PipelineModelParallelSize == 1)
             Add(errors, $"--{chunked} needs --pipeline_model_parallel_size above 1, which is 1; raise it or leave {chunked} out.");
         if (config.PipelineSchedule == "interleaved" && chunked is null)
             Add(errors, "--pipeline_schedule = interleaved needs --virtual_pipeline_model_parallel_size; give 2 or more.");
         if (config.PipelineModelParallelSize > 1) return;
         if (config.DecoderFirstPipelineNumLayers is { } first)
-            Add(errors, Text($"--decoder_first_pipeline_num_layers = {first} needs --pipeline_model_parallel_size above 1, which is 1; raise it or leave it out."));
+            Add(errors,
+                Text($"--decoder_first_pipeline_num_layers = {first} needs --pipeline_model_parallel_size above 1, which is 1; raise it or leave it out."));
         if (config.DecoderLastPipelineNumLayers is { } last)
-            Add(errors, Text($"--decoder_last_pipeline_num_layers = {last} needs --pipeline_model_parallel_size above 1, which is 1; raise it or leave it out."));
+            Add(errors,
+                Text($"--decoder_last_pipeline_num_layers = {last} needs --pipeline_model_parallel_size above 1, which is 1; raise it or leave it out."));
     }
 
     private static void CheckRunForm(TrainingConfig config, List<ConfigError> errors)
@@ -132,7 +147,8 @@ internal static class CombinationRules
         if (config.MoeExpertCapacityFactor is not null && config.MoeTokenDispatcherType == "allgather")
             Add(errors, "--moe_expert_capacity_factor does not go with --moe_token_dispatcher_type = allgather; use alltoall.");
         if (config is { GroupQueryAttention: false, NumQueryGroups: { } groups, NumAttentionHeads: { } heads } && groups < heads)
-            Add(errors, Text($"--group_query_attention = false contradicts --num_query_groups = {groups} below --num_attention_heads = {heads}; leave it out."));
+            Add(errors,
+                Text($"--group_query_attention = false contradicts --num_query_groups = {groups} below --num_attention_heads = {heads}; leave it out."));
     }
 
     private static void CheckOutputs(TrainingConfig config, List<ConfigError> errors)

@@ -114,7 +114,7 @@ public static class ConfigJson
         switch (value)
         {
             case null: writer.WriteNullValue(); break;
-            case string json when option.Kind == OptionKind.Json: writer.WriteRawValue(json); break;
+            case string json when option.Kind == OptionKind.Json: writer.WriteRawValue(Compacted(json)); break;
             case string text: writer.WriteStringValue(text); break;
             case bool flag: writer.WriteBooleanValue(flag); break;
             case int number: writer.WriteNumberValue(number); break;
@@ -133,7 +133,14 @@ public static class ConfigJson
         }
     }
 
-    /// <summary>NaN and infinities have no JSON form; they are written as text so that a configuration with a mistake can still be shown.</summary>
+    /// <summary>One spelling for one JSON value, so that equal configurations have equal text.</summary>
+    private static string Compacted(string json)
+    {
+        using var document = JsonDocument.Parse(json);
+        return JsonSerializer.Serialize(document.RootElement, Compact);
+    }
+
+    /// <summary>NaN and infinities have no JSON form: written as text, so that a configuration with a mistake can still be shown.</summary>
     private static void WriteNumber(Utf8JsonWriter writer, double number)
     {
         if (double.IsFinite(number)) writer.WriteNumberValue(number);

@@ -9,8 +9,8 @@ public static class ConfigValidator
 {
     /// <summary>All mistakes; empty when there is none.</summary>
     /// <param name="config">The run.</param>
-    /// <param name="model">Architecture with <see cref="ModelConfigOverrides"/> applied; null when it is not known yet, then only what the options
-    /// themselves say about the model is checked.</param>
+    /// <param name="model">Architecture with <see cref="ModelConfigOverrides"/> applied; null when it is not known yet, then only what the
+    /// options themselves say about the model is checked.</param>
     /// <param name="worldSize">Number of ranks of the run.</param>
     public static IReadOnlyList<ConfigError> Validate(TrainingConfig config, ModelConfig? model, int worldSize)
     {

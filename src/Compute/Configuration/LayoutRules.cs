@@ -36,7 +36,9 @@ internal static class LayoutRules
         var limit = model?.MaxPositionEmbeddings ?? config.MaxPositionEmbeddings;
         var (name, length) = config.SeqLength is not null ? ("seq_length", config.SeqLength) : ("max_length", config.MaxLength);
         if (limit is { } most && length is { } tokens && tokens > most)
-            Add(errors, $"--{name} = {tokens} is above max_position_embeddings = {most}; give at most {most}, or extend the model with --rope_scaling and --max_position_embeddings.");
+            Add(errors,
+                $"--{name} = {tokens} is above max_position_embeddings = {most}; give at most {most}, or extend the model with "
+                + "--rope_scaling and --max_position_embeddings.");
         if ((model?.Moe?.TopK ?? config.MoeRouterTopk) is { } top && (model?.Moe?.NumExperts ?? config.NumExperts) is { } experts && top > experts)
             Add(errors, $"--moe_router_topk = {top} is above num_experts = {experts}; give at most {experts}.");
     }
@@ -65,12 +67,16 @@ internal static class LayoutRules
         if (first is null && last is null)
         {
             if (layers % stages != 0)
-                Add(errors, $"--pipeline_model_parallel_size = {stages} does not divide num_layers = {layers}; choose {Divisors(layers, stages)}, or set decoder_first_pipeline_num_layers or decoder_last_pipeline_num_layers.");
+                Add(errors,
+                    $"--pipeline_model_parallel_size = {stages} does not divide num_layers = {layers}; choose "
+                    + $"{Divisors(layers, stages)}, or set decoder_first_pipeline_num_layers or decoder_last_pipeline_num_layers.");
         }
         else if (evenLayers < evenStages || (evenStages == 0 ? evenLayers != 0 : evenLayers % evenStages != 0))
         {
             var given = $"decoder_first_pipeline_num_layers = {Shown(first)} and decoder_last_pipeline_num_layers = {Shown(last)}";
-            Add(errors, $"--{given} leave {evenLayers} of num_layers = {layers} for {evenStages} other stages, which is no equal share of 1 or more; change them.");
+            Add(errors,
+                $"--{given} leave {evenLayers} of num_layers = {layers} for {evenStages} other stages, which is no equal share of "
+                + "1 or more; change them.");
             return;
         }
 
@@ -94,10 +100,14 @@ internal static class LayoutRules
         if (length is not { } tokens) return;
         var ranks = config.ContextParallelSize;
         if (ranks > 1 && tokens % (2L * ranks) != 0)
-            Add(errors, $"--{name} = {tokens} is not a multiple of 2 × context_parallel_size = {2L * ranks}; choose {Multiples(tokens, 2L * ranks)}.");
+            Add(errors,
+                $"--{name} = {tokens} is not a multiple of 2 × context_parallel_size = {2L * ranks}; choose "
+                + $"{Multiples(tokens, 2L * ranks)}.");
         var tensorRanks = config.TensorModelParallelSize;
         if (config.SequenceParallel && tokens % ((long)tensorRanks * ranks) != 0)
-            Add(errors, $"--{name} = {tokens} is not a multiple of tensor × context parallel size = {(long)tensorRanks * ranks}, which sequence_parallel needs; choose {Multiples(tokens, (long)tensorRanks * ranks)}.");
+            Add(errors,
+                $"--{name} = {tokens} is not a multiple of tensor × context parallel size = {(long)tensorRanks * ranks}, which "
+                + $"sequence_parallel needs; choose {Multiples(tokens, (long)tensorRanks * ranks)}.");
     }
 
     private static void CheckExperts(TrainingConfig config, ModelConfig? model, int worldSize, List<ConfigError> errors)
@@ -117,7 +127,9 @@ internal static class LayoutRules
         CheckDivides(new(tensorName, tensorRanks), [new("moe_ffn_hidden_size", model?.Moe?.FfnHiddenSize ?? config.MoeFfnHiddenSize)], errors);
         var grid = (long)tensorRanks * ranks * config.PipelineModelParallelSize;
         if (worldSize % grid != 0)
-            Add(errors, $"{worldSize} ranks are not a multiple of expert tensor × expert × pipeline parallel size = {tensorRanks} × {ranks} × {config.PipelineModelParallelSize} = {grid}; start {Multiples(worldSize, grid)} ranks.");
+            Add(errors,
+                $"{worldSize} ranks are not a multiple of expert tensor × expert × pipeline parallel size = {tensorRanks} × "
+                + $"{ranks} × {config.PipelineModelParallelSize} = {grid}; start {Multiples(worldSize, grid)} ranks.");
     }
 
     private static void CheckRanksAndBatch(TrainingConfig config, int worldSize, List<ConfigError> errors)
@@ -125,7 +137,10 @@ internal static class LayoutRules
         var grid = (long)config.TensorModelParallelSize * config.PipelineModelParallelSize * config.ContextParallelSize;
         if (worldSize < 1 || worldSize % grid != 0)
         {
-            Add(errors, $"{worldSize} ranks are not a multiple of tensor × pipeline × context parallel size = {config.TensorModelParallelSize} × {config.PipelineModelParallelSize} × {config.ContextParallelSize} = {grid}; start {Multiples(worldSize, grid)} ranks.");
+            Add(errors,
+                $"{worldSize} ranks are not a multiple of tensor × pipeline × context parallel size = "
+                + $"{config.TensorModelParallelSize} × {config.PipelineModelParallelSize} × {config.ContextParallelSize} = {grid}; "
+                + $"start {Multiples(worldSize, grid)} ranks.");
             return;
         }
 
@@ -133,7 +148,9 @@ internal static class LayoutRules
         var perStep = config.MicroBatchSize * replicas;
         if (config.GlobalBatchSize % perStep != 0)
         {
-            Add(errors, $"--global_batch_size = {config.GlobalBatchSize} is not a multiple of micro_batch_size × data-parallel size = {config.MicroBatchSize} × {replicas} = {perStep}; choose {Multiples(config.GlobalBatchSize, perStep)}.");
+            Add(errors,
+                $"--global_batch_size = {config.GlobalBatchSize} is not a multiple of micro_batch_size × data-parallel size = "
+                + $"{config.MicroBatchSize} × {replicas} = {perStep}; choose {Multiples(config.GlobalBatchSize, perStep)}.");
             return;
         }
 
@@ -145,12 +162,20 @@ internal static class LayoutRules
         var stages = config.PipelineModelParallelSize;
         var interleaved = config.VirtualPipelineModelParallelSize > 1 || config.NumLayersPerVirtualPipelineStage is not null;
         if (interleaved && config.GlobalBatchSize / perStep % stages != 0)
-            Add(errors, $"--global_batch_size = {config.GlobalBatchSize} gives {config.GlobalBatchSize / perStep} micro-batches, which the interleaved schedule needs in multiples of pipeline_model_parallel_size = {stages}; choose {Multiples(config.GlobalBatchSize, perStep * stages)}.");
+            Add(errors,
+                $"--global_batch_size = {config.GlobalBatchSize} gives {config.GlobalBatchSize / perStep} micro-batches, which the "
+                + $"interleaved schedule needs in multiples of pipeline_model_parallel_size = {stages}; choose "
+                + $"{Multiples(config.GlobalBatchSize, perStep * stages)}.");
         if (config.LogicalDataShards is not { } shards) return;
         if (shards % replicas != 0)
-            Add(errors, $"--logical_data_shards = {shards} is not a multiple of the data-parallel size = {replicas}; choose {Multiples(shards, replicas)}.");
+            Add(errors,
+                $"--logical_data_shards = {shards} is not a multiple of the data-parallel size = {replicas}; choose "
+                + $"{Multiples(shards, replicas)}.");
         else if (config.GlobalBatchSize % ((long)config.MicroBatchSize * shards) != 0)
-            Add(errors, $"--logical_data_shards = {shards} does not divide the global batch of {config.GlobalBatchSize / config.MicroBatchSize} micro-batches; choose {Divisors(config.GlobalBatchSize / config.MicroBatchSize, shards)}.");
+            Add(errors,
+                $"--logical_data_shards = {shards} does not divide the global batch of "
+                + $"{config.GlobalBatchSize / config.MicroBatchSize} micro-batches; choose "
+                + $"{Divisors(config.GlobalBatchSize / config.MicroBatchSize, shards)}.");
     }
 
     /// <summary>CFG007 for each known size that <paramref name="degree"/> does not divide; the remedies divide all of them.</summary>
@@ -165,7 +190,10 @@ internal static class LayoutRules
     private static ConfigError DoesNotDivide(Size degree, Size size, int common) => new("CFG007",
         Text($"--{degree.Name} = {degree.Value} does not divide {size.Name} = {size.Value}; choose {Divisors(common, degree.Value ?? 1)}."));
 
-    /// <summary>Divisors of <paramref name="number"/>: all of them when they are eight at most, else the four nearest to <paramref name="wanted"/>.</summary>
+    /// <summary>
+    /// Divisors of <paramref name="number"/>: all of them when they are eight at most, else the four nearest to <paramref
+    /// name="wanted"/>.
+    /// </summary>
     private static string Divisors(int number, int wanted)
     {
         var divisors = Enumerable.Range(1, (int)Math.Sqrt(number)).Where(small => number % small == 0)
@@ -184,7 +212,8 @@ internal static class LayoutRules
 
     private static string Shown(int? number) => number?.ToString(CultureInfo.InvariantCulture) ?? "(not given)";
 
-    private static void Add(List<ConfigError> errors, FormattableString message) => errors.Add(new("CFG007", Text(message)));
+    /// <summary>Whole numbers look the same in every culture, so plain interpolation will do.</summary>
+    private static void Add(List<ConfigError> errors, string message) => errors.Add(new("CFG007", message));
 
     private static string Text(FormattableString text) => text.ToString(CultureInfo.InvariantCulture);
 }

@@ -10,10 +10,14 @@ public enum OptionSection
 /// <summary>What an accepted value of an option does.</summary>
 public enum OptionEffect
 {
-    /// <summary>The value changes what the run does. Values that are not built yet stand in <see cref="UnsupportedValues"/> and are refused.</summary>
+    /// <summary>
+    /// The value changes what the run does. Values that are not built yet stand in <see cref="UnsupportedValues"/> and are refused.
+    /// </summary>
     Works,
 
-    /// <summary>The value could only change speed or memory elsewhere; here it is accepted, has no effect and the run says so in one line.</summary>
+    /// <summary>
+    /// The value could only change speed or memory elsewhere; here it is accepted, has no effect and the run says so in one line.
+    /// </summary>
     SpeedOnly,
 }
 
@@ -42,13 +46,17 @@ public sealed class OptionAttribute(string name, string help, OptionSection sect
     /// <summary>Other accepted names, separated by <c>|</c>.</summary>
     public string Aliases { get; init; } = "";
 
-    /// <summary>Names, separated by <c>|</c>, that mean this option under the training verbs only (elsewhere they are options of their own).</summary>
+    /// <summary>
+    /// Names, separated by <c>|</c>, that mean this option under the training verbs only (elsewhere they are options of their own).
+    /// </summary>
     public string TrainingAliases { get; init; } = "";
 
     /// <summary>Legal words, separated by <c>|</c>; empty when any text is legal.</summary>
     public string Choices { get; init; } = "";
 
-    /// <summary>True when the value is a JSON object or list: given as JSON text or as the path of a JSON file, kept as compact JSON text.</summary>
+    /// <summary>
+    /// True when the value is a JSON object or list: given as JSON text or as the path of a JSON file, kept as compact JSON text.
+    /// </summary>
     public bool IsJson { get; init; }
 
     /// <summary>Where the value comes from when the default is empty, e.g. <c>train_iters</c>.</summary>

@@ -36,7 +36,9 @@ public static class OptionCatalog
         return ByAnyName.GetValueOrDefault(snake);
     }
 
-    /// <summary>A copy of <paramref name="config"/> with the given values (bool, int, double, string, list, or null) by canonical name.</summary>
+    /// <summary>
+    /// A copy of <paramref name="config"/> with the given values (bool, int, double, string, list, or null) by canonical name.
+    /// </summary>
     public static TrainingConfig With(TrainingConfig config, IReadOnlyDictionary<string, object?> values)
     {
         var copy = config with { };
@@ -44,14 +46,8 @@ public static class OptionCatalog
         return copy;
     }
 
-    /// <summary>The known name nearest to a misspelt one, or null when none is near (edit distance above a third of its length).</summary>
-    public static string? Suggest(string name)
-    {
-        var snake = name.Replace('-', '_');
-        var best = ByAnyName.Keys.Select(known => (known, distance: EditDistance(snake, known)))
-            .OrderBy(pair => pair.distance).ThenBy(pair => pair.known, StringComparer.Ordinal).First();
-        return best.distance <= Math.Max(1, snake.Length / 3) ? best.known : null;
-    }
+    /// <summary>The known name nearest to a misspelt one, or null when none is near.</summary>
+    public static string? Suggest(string name) => Spelling.Nearest(name.Replace('-', '_'), ByAnyName.Keys);
 
     private static OptionInfo[] ReadAll() =>
         [.. typeof(TrainingConfig).GetProperties(BindingFlags.Public | BindingFlags.Instance)
@@ -59,24 +55,4 @@ public static class OptionCatalog
             .Where(pair => pair.attribute is not null)
             .Select(pair => new OptionInfo(pair.property, pair.attribute!)) // filtered on the line above
             .OrderBy(option => option.Section).ThenBy(option => option.DeclarationOrder)];
-
-    /// <summary>Levenshtein distance.</summary>
-    private static int EditDistance(string left, string right)
-    {
-        var previous = Enumerable.Range(0, right.Length + 1).ToArray();
-        var current = new int[right.Length + 1];
-        for (var i = 1; i <= left.Length; i++)
-        {
-            current[0] = i;
-            for (var j = 1; j <= right.Length; j++)
-            {
-                var substitution = previous[j - 1] + (left[i - 1] == right[j - 1] ? 0 : 1);
-                current[j] = Math.Min(substitution, Math.Min(previous[j], current[j - 1]) + 1);
-            }
-
-            (previous, current) = (current, previous);
-        }
-
-        return previous[right.Length];
-    }
 }

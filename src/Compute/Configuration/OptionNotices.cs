@@ -1,6 +1,8 @@
 namespace Megatron.Compute.Configuration;
 
-/// <summary>What a user should know about accepted options that change nothing: one line each, so that nothing is ignored in silence.</summary>
+/// <summary>
+/// What a user should know about accepted options that change nothing: one line each, so that nothing is ignored in silence.
+/// </summary>
 public static class OptionNotices
 {
     /// <summary>One line for each given option that has no effect here.</summary>

@@ -19,7 +19,8 @@ public static class RopeScalingJson
     /// <param name="scaling">JSON object.</param>
     /// <param name="rotary">Gives what the object does not say.</param>
     /// <param name="where">Named in messages, e.g. the path of the file and the key.</param>
-    /// <exception cref="ConfigException">MODEL002: a kind or key that changes the arithmetic and is not known, a missing or wrong number.</exception>
+    /// <exception cref="ConfigException">MODEL002: a kind or key that changes the arithmetic and is not known, a missing or wrong
+    /// number.</exception>
     public static RotaryConfig Apply(JsonElement scaling, RotaryConfig rotary, string where)
     {
         var kind = Kind(scaling, where);

@@ -18,7 +18,8 @@ public sealed partial record TrainingConfig
         Choices = "float16|bfloat16|float32", DefaultFrom = "config.json")]
     public string? TorchDtype { get; init; }
 
-    [Option("attn_impl", "Attention implementation of Hugging Face; --attention_backend is what counts here.", Base, Effect = OptionEffect.SpeedOnly)]
+    [Option("attn_impl", "Attention implementation of Hugging Face; --attention_backend is what counts here.",
+        Base, Effect = OptionEffect.SpeedOnly)]
     public string? AttnImpl { get; init; }
 
     [Option("train_type", "full trains all weights.", Base, Choices = "full|lora", Aliases = "tuner_type")]
@@ -30,13 +31,15 @@ public sealed partial record TrainingConfig
     [Option("hub_token", "Token of the hub; never written to args.json.", Base)]
     public string? HubToken { get; init; }
 
-    [Option("load_args", "Fill options that were not given from the args.json in the --model, --mcore_model or --load folder (first that has one).", Base)]
+    [Option("load_args",
+        "Fill options that were not given from the args.json in the --model, --mcore_model or --load folder (first that has one).", Base)]
     public bool LoadArgs { get; init; } = true;
 
     [Option("load_data_args", "Take the data options from that args.json too.", Base)]
     public bool LoadDataArgs { get; init; }
 
-    [Option("ddp_timeout", "Time limit in seconds of the base arguments; --distributed_timeout_minutes is what counts here.", Base, Effect = OptionEffect.SpeedOnly)]
+    [Option("ddp_timeout", "Time limit in seconds of the base arguments; --distributed_timeout_minutes is what counts here.",
+        Base, Effect = OptionEffect.SpeedOnly)]
     public int DdpTimeout { get; init; } = 18_000_000;
 
     [Option("ddp_backend", "Collectives of the base arguments; --distributed_backend is what counts here.", Base, Choices = "nccl|gloo",

@@ -5,7 +5,8 @@ using static Megatron.Compute.Configuration.OptionSection;
 // Options: checkpoint (reference 1.4).
 public sealed partial record TrainingConfig
 {
-    [Option("save", "Output folder; shared by all nodes.", Checkpoint, DefaultFrom = "megatron_output/{last part of model}", TrainingAliases = "output_dir")]
+    [Option("save", "Output folder; shared by all nodes.",
+        Checkpoint, DefaultFrom = "megatron_output/{last part of model}", TrainingAliases = "output_dir")]
     public string? Save { get; init; }
 
     [Option("save_interval", "Iterations between two checkpoints.", Checkpoint, Aliases = "save_steps")]
@@ -42,11 +43,13 @@ public sealed partial record TrainingConfig
         Choices = "torch|torch_dist|zarr")]
     public string CkptFormat { get; init; } = "torch_dist";
 
-    [Option("no_initialization", "Skip the random initialisation when weights are loaded. Weights that are not loaded are always initialised here.",
+    [Option("no_initialization",
+        "Skip the random initialisation when weights are loaded. Weights that are not loaded are always initialised here.",
         Checkpoint, Effect = OptionEffect.SpeedOnly)]
     public bool NoInitialization { get; init; } = true;
 
-    [Option("auto_detect_ckpt_format", "Recognise the form of a checkpoint on load: always so here.", Checkpoint, Effect = OptionEffect.SpeedOnly)]
+    [Option("auto_detect_ckpt_format", "Recognise the form of a checkpoint on load: always so here.",
+        Checkpoint, Effect = OptionEffect.SpeedOnly)]
     public bool AutoDetectCkptFormat { get; init; } = true;
 
     [Option("exit_on_missing_checkpoint", "Stop when --load has no checkpoint, instead of training from --model.", Checkpoint)]

@@ -5,7 +5,8 @@ using static Megatron.Compute.Configuration.OptionSection;
 // Options: data (reference 2.2).
 public sealed partial record TrainingConfig
 {
-    [Option("dataset", "Training data: [hf::|ms::]<path or id>[:<subset>[/<subset>]][#<rows>], several allowed; jsonl, json, csv, txt.", Data)]
+    [Option("dataset", "Training data: [hf::|ms::]<path or id>[:<subset>[/<subset>]][#<rows>], several allowed; jsonl, json, csv, txt.",
+        Data)]
     public IReadOnlyList<string> Dataset { get; init; } = [];
 
     [Option("val_dataset", "Validation data, same notation; given, nothing is split off --dataset.", Data)]
@@ -35,7 +36,8 @@ public sealed partial record TrainingConfig
     [Option("interleave_prob", "Mix data sets by these probabilities instead of one after the other.", Data)]
     public IReadOnlyList<double> InterleaveProb { get; init; } = [];
 
-    [Option("stopping_strategy", "End of an interleaved mix: when the first or when all sets are used up.", Data, Choices = "first_exhausted|all_exhausted")]
+    [Option("stopping_strategy", "End of an interleaved mix: when the first or when all sets are used up.",
+        Data, Choices = "first_exhausted|all_exhausted")]
     public string StoppingStrategy { get; init; } = "first_exhausted";
 
     [Option("columns", "JSON object source column → target column.", Data, IsJson = true)]

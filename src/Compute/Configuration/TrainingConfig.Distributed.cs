@@ -5,9 +5,8 @@ using static Megatron.Compute.Configuration.OptionSection;
 // Options: distributed (reference 1.5 and later additions).
 public sealed partial record TrainingConfig
 {
-    [Option("distributed_backend", "Collectives between processes: nccl on GPUs, gloo on CPUs (ranks of one CPU process need neither).", Distributed,
-        Choices = "nccl|gloo",
-        Effect = OptionEffect.SpeedOnly)]
+    [Option("distributed_backend", "Collectives between processes: nccl on GPUs, gloo on CPUs (ranks of one CPU process need neither).",
+        Distributed, Choices = "nccl|gloo", Effect = OptionEffect.SpeedOnly)]
     public string DistributedBackend { get; init; } = "nccl";
 
     [Option("use_distributed_optimizer", "Shard fp32 masters and moments over the data-parallel ranks (ZeRO-1).", Distributed,
@@ -56,7 +55,8 @@ public sealed partial record TrainingConfig
     [Option("distributed_timeout_minutes", "Time limit of a collective, in minutes.", Distributed, Effect = OptionEffect.SpeedOnly)]
     public int DistributedTimeoutMinutes { get; init; } = 300_000;
 
-    [Option("logical_data_shards", "Gradient accumulators added in a fixed order, so that bits do not depend on the data-parallel size.", Distributed)]
+    [Option("logical_data_shards", "Gradient accumulators added in a fixed order, so that bits do not depend on the data-parallel size.",
+        Distributed)]
     public int? LogicalDataShards { get; init; }
 
     [Option("peer_snapshot_interval", "Steps between two copies of the optimizer state into another node's memory; 0 = none.", Distributed)]

@@ -26,7 +26,8 @@ public sealed partial record TrainingConfig
     [Option("top_k", "Sample from the k likeliest tokens.", Infer, DefaultFrom = "generation_config.json")]
     public int? TopK { get; init; }
 
-    [Option("top_p", "Sample from the likeliest tokens that hold this share of probability.", Infer, DefaultFrom = "generation_config.json")]
+    [Option("top_p", "Sample from the likeliest tokens that hold this share of probability.",
+        Infer, DefaultFrom = "generation_config.json")]
     public double? TopP { get; init; }
 
     [Option("repetition_penalty", "Divides scores of tokens already present.", Infer, DefaultFrom = "generation_config.json")]

@@ -17,7 +17,8 @@ public sealed partial record TrainingConfig
     [Option("lr_warmup_iters", "Iterations of linear warm-up from 0; with it, the first step runs at learning rate 0.", LearningRate)]
     public int LrWarmupIters { get; init; }
 
-    [Option("lr_warmup_fraction", "Warm-up as a share of lr_decay_iters, 0 to 1; instead of lr_warmup_iters.", LearningRate, Aliases = "warmup_ratio")]
+    [Option("lr_warmup_fraction", "Warm-up as a share of lr_decay_iters, 0 to 1; instead of lr_warmup_iters.",
+        LearningRate, Aliases = "warmup_ratio")]
     public double? LrWarmupFraction { get; init; }
 
     [Option("min_lr", "Learning rate at the end of the decay and after it.", LearningRate)]

@@ -30,7 +30,8 @@ public sealed partial record TrainingConfig
     [Option("log_memory_to_tensorboard", "Write memory figures to TensorBoard.", Logging, Effect = OptionEffect.SpeedOnly)]
     public bool LogMemoryToTensorboard { get; init; } = true;
 
-    [Option("logging_level", "Least severity that is logged, a Python level number: 10 debug, 20 information, 30 warning, 40 error.", Logging)]
+    [Option("logging_level", "Least severity that is logged, a Python level number: 10 debug, 20 information, 30 warning, 40 error.",
+        Logging)]
     public int? LoggingLevel { get; init; }
 
     [Option("report_to", "Further places for metrics beside logging.jsonl.", Logging, Choices = "none|tensorboard|wandb|swanlab")]

@@ -17,7 +17,8 @@ public sealed partial record TrainingConfig
     [Option("packing_length", "Tokens per pack.", MegatronTraining, DefaultFrom = "max_length")]
     public int? PackingLength { get; init; }
 
-    [Option("packing_strategy", "binpack fills packs best; sequential keeps the order of the samples.", MegatronTraining, Choices = "binpack|sequential")]
+    [Option("packing_strategy", "binpack fills packs best; sequential keeps the order of the samples.",
+        MegatronTraining, Choices = "binpack|sequential")]
     public string PackingStrategy { get; init; } = "binpack";
 
     [Option("streaming", "Read the data while training; needs train_iters.", MegatronTraining)]

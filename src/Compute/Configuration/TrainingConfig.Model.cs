@@ -31,7 +31,8 @@ public sealed partial record TrainingConfig
     [Option("padded_vocab_size", "Rows of the embedding, used as they are.", OptionSection.Model, DefaultFrom = "config.json")]
     public int? PaddedVocabSize { get; init; }
 
-    [Option("position_embedding_type", "Kind of position embedding.", OptionSection.Model, Choices = "learned_absolute|rope|mrope|relative|none")]
+    [Option("position_embedding_type", "Kind of position embedding.",
+        OptionSection.Model, Choices = "learned_absolute|rope|mrope|relative|none")]
     public string PositionEmbeddingType { get; init; } = "rope";
 
     [Option("rotary_base", "Base of the rotary embedding.", OptionSection.Model, DefaultFrom = "config.json, else 10000")]
@@ -40,8 +41,8 @@ public sealed partial record TrainingConfig
     [Option("rotary_percent", "Share of a head's channels that is rotated.", OptionSection.Model)]
     public double RotaryPercent { get; init; } = 1.0;
 
-    [Option("rope_scaling", "JSON object with rope_type (or type) linear, llama3 or yarn and its numbers.", OptionSection.Model, IsJson = true,
-        DefaultFrom = "config.json")]
+    [Option("rope_scaling", "JSON object with rope_type (or type) linear, llama3 or yarn and its numbers.",
+        OptionSection.Model, IsJson = true, DefaultFrom = "config.json")]
     public string? RopeScaling { get; init; }
 
     [Option("normalization", "Kind of normalisation.", OptionSection.Model, Choices = "LayerNorm|RMSNorm")]
@@ -53,7 +54,8 @@ public sealed partial record TrainingConfig
     [Option("swiglu", "Gated MLP with SiLU.", OptionSection.Model, DefaultFrom = "config.json, else true")]
     public bool? Swiglu { get; init; }
 
-    [Option("untie_embeddings_and_output_weights", "The head has weights of its own.", OptionSection.Model, DefaultFrom = "config.json, else true")]
+    [Option("untie_embeddings_and_output_weights", "The head has weights of its own.",
+        OptionSection.Model, DefaultFrom = "config.json, else true")]
     public bool? UntieEmbeddingsAndOutputWeights { get; init; }
 
     [Option("disable_bias_linear", "No bias in MLP and attention output.", OptionSection.Model, DefaultFrom = "config.json, else true")]

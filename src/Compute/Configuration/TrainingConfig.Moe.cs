@@ -24,7 +24,8 @@ public sealed partial record TrainingConfig
     [Option("moe_router_dtype", "Number format of the router.", Moe, Choices = "fp32|fp64|none")]
     public string MoeRouterDtype { get; init; } = "fp32";
 
-    [Option("moe_router_load_balancing_type", "How the load of the experts is balanced.", Moe, Choices = "aux_loss|seq_aux_loss|sinkhorn|none")]
+    [Option("moe_router_load_balancing_type", "How the load of the experts is balanced.",
+        Moe, Choices = "aux_loss|seq_aux_loss|sinkhorn|none")]
     public string MoeRouterLoadBalancingType { get; init; } = "aux_loss";
 
     [Option("moe_aux_loss_coeff", "Weight of the balancing loss.", Moe, DefaultFrom = "config.json, else 0")]
@@ -33,7 +34,8 @@ public sealed partial record TrainingConfig
     [Option("moe_z_loss_coeff", "Weight of the router's z-loss.", Moe)]
     public double? MoeZLossCoeff { get; init; }
 
-    [Option("moe_expert_capacity_factor", "Tokens per expert as a multiple of the even share; tokens beyond are dropped.", Moe, DefaultFrom = "no limit")]
+    [Option("moe_expert_capacity_factor", "Tokens per expert as a multiple of the even share; tokens beyond are dropped.",
+        Moe, DefaultFrom = "no limit")]
     public double? MoeExpertCapacityFactor { get; init; }
 
     [Option("expert_model_parallel_size", "Ranks that share the experts.", Moe)]

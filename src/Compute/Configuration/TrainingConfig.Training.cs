@@ -12,11 +12,12 @@ public sealed partial record TrainingConfig
     [Option("global_batch_size", "Samples (or packs) per optimizer step: micro_batch_size × data-parallel size × accumulation.", Training)]
     public int GlobalBatchSize { get; init; } = 16;
 
-    [Option("recompute_granularity", "What backward computes again instead of keeping: nothing, the recompute_modules, or whole layers.", Training,
-        Choices = "none|selective|full")]
+    [Option("recompute_granularity", "What backward computes again instead of keeping: nothing, the recompute_modules, or whole layers.",
+        Training, Choices = "none|selective|full")]
     public string RecomputeGranularity { get; init; } = "selective";
 
-    [Option("recompute_method", "With full: units of recompute_num_layers layers (uniform), or the first recompute_num_layers of a stage (block).",
+    [Option("recompute_method",
+        "With full: units of recompute_num_layers layers (uniform), or the first recompute_num_layers of a stage (block).",
         Training, Choices = "uniform|block")]
     public string? RecomputeMethod { get; init; }
 
@@ -30,7 +31,8 @@ public sealed partial record TrainingConfig
     [Option("deterministic_mode", "Same bits in each repetition: fixed order of additions, no atomics.", Training)]
     public bool DeterministicMode { get; init; }
 
-    [Option("train_iters", "Optimizer steps of the run.", Training, DefaultFrom = "max_epochs and the size of the data", Aliases = "max_steps")]
+    [Option("train_iters", "Optimizer steps of the run.",
+        Training, DefaultFrom = "max_epochs and the size of the data", Aliases = "max_steps")]
     public int? TrainIters { get; init; }
 
     [Option("log_interval", "Iterations between two lines of the log.", Training, Aliases = "logging_steps")]
@@ -98,12 +100,12 @@ public sealed partial record TrainingConfig
         DefaultFrom = "max_length, then max_position_embeddings")]
     public int? SeqLength { get; init; }
 
-    [Option("use_cpu_initialization", "Draw initial weights on the CPU; they do not depend on device or layout here in either case.", Training,
-        Effect = OptionEffect.SpeedOnly)]
+    [Option("use_cpu_initialization", "Draw initial weights on the CPU; they do not depend on device or layout here in either case.",
+        Training, Effect = OptionEffect.SpeedOnly)]
     public bool UseCpuInitialization { get; init; }
 
-    [Option("no_create_attention_mask_in_dataloader", "No mask tensor is made: causality follows from the sample borders, always so here.", Training,
-        Effect = OptionEffect.SpeedOnly)]
+    [Option("no_create_attention_mask_in_dataloader", "No mask tensor is made: causality follows from the sample borders, always so here.",
+        Training, Effect = OptionEffect.SpeedOnly)]
     public bool NoCreateAttentionMaskInDataloader { get; init; } = true;
 
     [Option("cuda_graph", "Replay the step as a CUDA graph.", Training)]

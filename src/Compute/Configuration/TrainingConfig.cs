@@ -1,11 +1,11 @@
 namespace Megatron.Compute.Configuration;
 
 /// <summary>
-/// Everything a user can say about a run. One representation serves the command line, the configuration file, <c>args.json</c>, the message to
-/// the job grain and the checkpoint (D10): <see cref="ToJson"/> is canonical, and two configurations are equal when their JSON is.
-/// Properties stand in one file per section; the <see cref="OptionAttribute"/> of each is its documentation. Null means "not said": filled from
-/// <c>args.json</c>, from the model's <c>config.json</c> or by a rule that the option's help names. Which options the user gave is not part of
-/// the configuration: see <see cref="GivenOptions"/>.
+/// Everything a user can say about a run. One representation serves the command line, the configuration file, <c>args.json</c>, the message
+/// to the job grain and the checkpoint (D10): <see cref="ToJson"/> is canonical, and two configurations are equal when their JSON is.
+/// Properties stand in one file per section; the <see cref="OptionAttribute"/> of each is its documentation. Null means "not said": filled
+/// from <c>args.json</c>, from the model's <c>config.json</c> or by a rule that the option's help names. Which options the user gave is not
+/// part of the configuration: see <see cref="GivenOptions"/>.
 /// </summary>
 public sealed partial record TrainingConfig
 {
@@ -13,7 +13,8 @@ public sealed partial record TrainingConfig
     public string ToJson() => ConfigJson.Write(this);
 
     /// <summary>Reads what <see cref="ToJson"/> wrote; absent keys keep their defaults.</summary>
-    /// <exception cref="ConfigException">The text is no JSON object, a key is unknown or a value has the wrong type (all are listed).</exception>
+    /// <exception cref="ConfigException">The text is no JSON object, a key is unknown or a value has the wrong type (all are
+    /// listed).</exception>
     public static TrainingConfig FromJson(string json) => ConfigJson.Read(json);
 
     /// <summary>Equal when the canonical JSON is equal: lists count by content.</summary>

@@ -1,0 +1,54 @@
+using Megatron.Compute.Configuration;
+
+namespace Megatron.Client.Cli;
+
+/// <summary>
+/// What is done to a configuration between parsing and the verb: rules of verbs, texts in files, full paths, the args.json chain.
+/// </summary>
+public static class ConfigResolution
+{
+    private static readonly string[] InputFolders = ["model", "load", "mcore_model", "golden", "tokenizer"];
+    private static readonly string[] OutputPaths = ["save", "output_dir", "dump", "result_path", "tensorboard_dir", "wandb_save_dir"];
+
+    /// <summary>Returns the completed configuration.</summary>
+    /// <exception cref="ConfigException">A text file or an args.json cannot be used, or an option contradicts the verb.</exception>
+    public static TrainingConfig Complete(TrainingConfig config, string verb, GivenOptions given)
+    {
+        config = WithFullPaths(config) with { System = ReadText("system", config.System), ResponsePrefix = Unescape(config.ResponsePrefix) };
+        if (verb == "pt")
+        {
+            if (config.UseChatTemplate && given.Contains("use_chat_template"))
+                throw new ConfigException("CFG006", "--use_chat_template = true does not go with megatron pt, which trains on plain text; use megatron sft.");
+            config = config with { UseChatTemplate = false };
+        }
+
+        return ArgsChain.Fill(config, given).Config;
+    }
+
+    /// <summary>Relative paths belong to the folder in which the command was typed, not to that of a silo.</summary>
+    private static TrainingConfig WithFullPaths(TrainingConfig config)
+    {
+        var values = new Dictionary<string, object?>(StringComparer.Ordinal);
+        foreach (var option in InputFolders.Select(OptionCatalog.Get))
+            if (option.Get(config) is string path && path.Length > 0 && Path.Exists(path)) values[option.Name] = Path.GetFullPath(path);
+        foreach (var option in OutputPaths.Select(OptionCatalog.Get))
+            if (option.Get(config) is string path && path.Length > 0) values[option.Name] = Path.GetFullPath(path);
+        return OptionCatalog.With(config, values);
+    }
+
+    private static string? ReadText(string name, string? text)
+    {
+        if (text is null || !text.EndsWith(".txt", StringComparison.Ordinal)) return Unescape(text);
+        try
+        {
+            return File.ReadAllText(text);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw new ConfigException("CFG011", $"--{name} = {text} cannot be read ({exception.Message.TrimEnd('.')}); correct the path or give the text itself.");
+        }
+    }
+
+    /// <summary>A shell passes "\n" as two characters.</summary>
+    private static string? Unescape(string? text) => text?.Replace("\\n", "\n", StringComparison.Ordinal);
+}

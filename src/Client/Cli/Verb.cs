@@ -1,0 +1,61 @@
+using Megatron.Client.Cli.Commands;
+using Megatron.Compute.Configuration;
+using static Megatron.Compute.Configuration.OptionSection;
+
+namespace Megatron.Client.Cli;
+
+/// <summary>Does what a verb says.</summary>
+public interface IVerbCommand
+{
+    /// <summary>Runs to the end and returns an <see cref="ExitCode"/>.</summary>
+    /// <exception cref="ConfigException">Input that cannot be used; the caller prints it and exits with 2.</exception>
+    Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken);
+}
+
+/// <summary>A word after <c>megatron</c>.</summary>
+/// <param name="Name">The word.</param>
+/// <param name="Summary">One line for the help.</param>
+/// <param name="Sections">Chapters of options that it reads; empty when it reads words only.</param>
+/// <param name="Create">Makes its command.</param>
+public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSection> Sections, Func<CommandConsole, IVerbCommand> Create)
+{
+    private static readonly HashSet<OptionSection> NoSections = [];
+
+    private static readonly HashSet<OptionSection> TrainingSections =
+    [
+        Base, Data, OptionSection.Template, Training, LearningRate, Regularisation, Checkpoint, Distributed, Logging, Evaluation, MixedPrecision,
+        OptionSection.Model, Moe, MegatronTraining, Run,
+    ];
+
+    private static readonly HashSet<OptionSection> VerifySections = [.. TrainingSections, OptionSection.Verify];
+
+    private static readonly HashSet<OptionSection> ExportSections =
+        [Base, OptionSection.Template, Checkpoint, Distributed, MixedPrecision, OptionSection.Model, Moe, Run, OptionSection.Export];
+
+    /// <summary>All verbs in the order of the help.</summary>
+    public static IReadOnlyList<Verb> All { get; } =
+    [
+        new("sft", "Fine-tune a model on messages.", TrainingSections, console => new SftCommand(console)) { IsTraining = true },
+        new("pt", "Continue pre-training on text.", TrainingSections, console => new PtCommand(console)) { IsTraining = true },
+        new("export", "Convert between Hugging Face folders and training checkpoints.", ExportSections, console => new ExportCommand(console)),
+        new("verify", "Compare this program with a golden folder.", VerifySections, console => new VerifyCommand(console)),
+        new("test", "Run the tests of a checkout.", NoSections, console => new TestCommand(console)),
+        new("infer", "Talk to a model.", NoSections, console => new NotBuiltCommand(console)),
+        new("tokenize", "Show the tokens of a text.", NoSections, console => new NotBuiltCommand(console)),
+        new("quickstart", "Train a tiny model from nothing to see everything work.", NoSections, console => new NotBuiltCommand(console)),
+        new("silo", "Host the devices of this node for a cluster.", NoSections, console => new NotBuiltCommand(console)),
+        new("jobs", "List, follow and stop jobs.", NoSections, console => new NotBuiltCommand(console)),
+        new("cluster", "Show the silos of a cluster.", NoSections, console => new NotBuiltCommand(console)),
+        new("completion", "Print a completion script: bash or zsh.", NoSections, console => new CompletionCommand(console)),
+        new("docs", "Print generated documentation: parameters.", NoSections, console => new DocsCommand(console)) { IsHidden = true },
+    ];
+
+    /// <summary>True for sft and pt, where <c>output_dir</c> means <c>save</c> and <c>mcore_model</c> means <c>load</c>.</summary>
+    public bool IsTraining { get; init; }
+
+    /// <summary>True when the help does not list it.</summary>
+    public bool IsHidden { get; init; }
+
+    /// <summary>True when it takes options; otherwise it gets all words as they are.</summary>
+    public bool TakesOptions => Sections.Count > 0;
+}
