@@ -22,6 +22,7 @@ public static class RankThreads
             {
                 try
                 {
+                    TorchSharp.torch.set_num_threads(1); // counts per thread: without it sums would be split as the machine's cores suggest
                     body(rank);
                 }
                 catch (Exception failure)
