@@ -16,15 +16,15 @@ internal sealed class BytePairModel
     private const int MaxCachedWords = 1 << 16;
 
     private readonly IReadOnlyDictionary<string, int> _vocabulary;
-    private readonly Dictionary<ulong, Merge> _merges;
+    private readonly MergeTable _merges;
     private readonly bool _ignoreMerges;
     private readonly int[] _idOfByte = new int[256];
     private readonly ConcurrentBag<Workspace> _workspaces = [];
 
     /// <param name="vocabulary">Token to id; tokens in the letters of <see cref="ByteAlphabet"/>.</param>
-    /// <param name="merges">By <see cref="PairKey"/>.</param>
+    /// <param name="merges">What each pair of ids becomes.</param>
     /// <param name="ignoreMerges">Whether a piece that is a token as a whole is taken without merging.</param>
-    public BytePairModel(IReadOnlyDictionary<string, int> vocabulary, Dictionary<ulong, Merge> merges, bool ignoreMerges)
+    public BytePairModel(IReadOnlyDictionary<string, int> vocabulary, MergeTable merges, bool ignoreMerges)
     {
         _vocabulary = vocabulary;
         _merges = merges;
@@ -33,11 +33,11 @@ internal sealed class BytePairModel
             _idOfByte[value] = vocabulary.TryGetValue(ByteAlphabet.ToChar((byte)value).ToString(), out var id) ? id : -1;
     }
 
-    /// <summary>Whether every byte that UTF-8 uses (not C0, C1, F5 and up) has a token. Like the reference library, encoding leaves out those without.</summary>
+    /// <summary>
+    /// Whether every byte that UTF-8 uses (not C0, C1, F5 and up) has a token. Like the reference library, encoding leaves out those
+    /// without.
+    /// </summary>
     public bool CoversUtf8 => Enumerable.Range(0, 0xF5).All(value => value is 0xC0 or 0xC1 || _idOfByte[value] >= 0);
-
-    /// <summary>Key of a pair of ids.</summary>
-    public static ulong PairKey(int left, int right) => ((ulong)(uint)left << 32) | (uint)right;
 
     /// <summary>Memory for encoding; one thread at a time. Give it back with <see cref="Return"/>.</summary>
     public Workspace Rent() => _workspaces.TryTake(out var workspace) ? workspace : new Workspace();
@@ -107,7 +107,7 @@ internal sealed class BytePairModel
     {
         Span<Merge> merges = stackalloc Merge[MaxScannedSymbols + 1];
         for (var i = 0; i + 1 < count; i++)
-            merges[i] = Pair(symbols[i], symbols[i + 1]);
+            merges[i] = _merges[symbols[i], symbols[i + 1]];
         while (count > 1)
         {
             var best = 0;
@@ -128,9 +128,9 @@ internal sealed class BytePairModel
             }
 
             if (best + 1 < count)
-                merges[best] = Pair(symbols[best], symbols[best + 1]);
+                merges[best] = _merges[symbols[best], symbols[best + 1]];
             if (best > 0)
-                merges[best - 1] = Pair(symbols[best - 1], symbols[best]);
+                merges[best - 1] = _merges[symbols[best - 1], symbols[best]];
         }
 
         return count;
@@ -177,18 +177,11 @@ internal sealed class BytePairModel
 
         void Push(int left, int right)
         {
-            var merge = Pair(symbols[left], symbols[right]);
+            var merge = _merges[symbols[left], symbols[right]];
             if (merge.Rank != int.MaxValue)
                 heap.Enqueue((left, symbols[left], symbols[right], merge.Id), ((long)merge.Rank << 32) | (uint)left);
         }
     }
-
-    private Merge Pair(int left, int right) => _merges.TryGetValue(PairKey(left, right), out var merge) ? merge : new Merge(int.MaxValue, -1);
-
-    /// <summary>What a pair becomes.</summary>
-    /// <param name="Rank">Place in the list of merges; lower first.</param>
-    /// <param name="Id">Id of the merged token.</param>
-    internal readonly record struct Merge(int Rank, int Id);
 
     /// <summary>Buffers and a cache of words for one encoding at a time.</summary>
     internal sealed class Workspace

@@ -3,13 +3,16 @@ using Megatron.Compute.Configuration;
 namespace Megatron.Compute.Tokenization;
 
 /// <summary>
-/// How a model family writes a conversation, as parts instead of a program, because loss masks need to know where an answer begins and ends.
+/// How a model family writes a conversation, as parts instead of a program, because loss masks need to know where an answer begins and
+/// ends.
 /// Placeholders: <c>{{SYSTEM}}</c>, <c>{{QUERY}}</c>; and <c>{{BOS}}</c>, <c>{{EOS}}</c>, <c>{{DATE}}</c>, which <see cref="Bind"/> fills.
 /// Not here: tools, and the Jinja programs of Hugging Face folders.
 /// </summary>
 public sealed record ChatTemplate
 {
-    /// <summary>Date that <c>{{DATE}}</c> becomes unless another is asked for; fixed so that training data do not change from day to day.</summary>
+    /// <summary>
+    /// Date that <c>{{DATE}}</c> becomes unless another is asked for; fixed so that training data do not change from day to day.
+    /// </summary>
     public const string DefaultDate = "26 Jul 2024";
 
     /// <summary>Name on the command line and in args.json.</summary>
@@ -18,7 +21,9 @@ public sealed record ChatTemplate
     /// <summary>Text in front of the first round when there is no system prompt.</summary>
     public required string Prefix { get; init; }
 
-    /// <summary>Text in front of the first round with a system prompt at <c>{{SYSTEM}}</c>; null when the family has no place for one.</summary>
+    /// <summary>
+    /// Text in front of the first round with a system prompt at <c>{{SYSTEM}}</c>; null when the family has no place for one.
+    /// </summary>
     public string? SystemPrefix { get; init; }
 
     /// <summary>A question at <c>{{QUERY}}</c>, up to where the answer begins.</summary>
@@ -52,7 +57,8 @@ public sealed record ChatTemplate
     public bool AutoBos { get; init; }
 
     /// <summary>
-    /// This template with the tokenizer's BOS and EOS and a date filled in. Rendering needs a bound template where these placeholders occur.
+    /// This template with the tokenizer's BOS and EOS and a date filled in. Rendering needs a bound template where these placeholders
+    /// occur.
     /// Throws <see cref="ConfigException"/> TPL004 when the template needs an EOS that the tokenizer does not name.
     /// </summary>
     /// <param name="tokenizer">Gives BOS, EOS and whether BOS is added.</param>
@@ -63,7 +69,8 @@ public sealed record ChatTemplate
         var eos = tokenizer.EosId is int eosId ? tokenizer.IdToToken(eosId) : null;
         if (eos is null && (Suffix + Separator).Contains("{{EOS}}", StringComparison.Ordinal))
             throw new ConfigException("TPL004",
-                $"Template '{Name}' ends texts with the tokenizer's EOS, but the tokenizer names no eos_token; add it to tokenizer_config.json.");
+                $"Template '{Name}' ends texts with the tokenizer's EOS, but the tokenizer names no eos_token; "
+                + "add it to tokenizer_config.json.");
         var front = AutoBos && tokenizer.AddsBos ? bos : "";
         return this with
         {

@@ -4,7 +4,8 @@ namespace Megatron.Compute.Tokenization;
 
 /// <summary>
 /// Which template a model gets when none is named. The model type decides where it is clear; classes that several families share
-/// (LlamaForCausalLM, Qwen2ForCausalLM) are told apart by the special tokens of the tokenizer and, last, by the name of the model or folder.
+/// (LlamaForCausalLM, Qwen2ForCausalLM) are told apart by the special tokens of the tokenizer and, last, by the name of the model or
+/// folder.
 /// </summary>
 public static class ChatTemplateChooser
 {

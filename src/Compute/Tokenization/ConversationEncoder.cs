@@ -1,6 +1,8 @@
 namespace Megatron.Compute.Tokenization;
 
-/// <summary>Conversations to token ids with loss weights, for one tokenizer, template and setting. Immutable; may be shared by threads.</summary>
+/// <summary>
+/// Conversations to token ids with loss weights, for one tokenizer, template and setting. Immutable; may be shared by threads.
+/// </summary>
 public sealed class ConversationEncoder
 {
     private readonly ITokenizer _tokenizer;
@@ -42,7 +44,10 @@ public sealed class ConversationEncoder
         return new EncodedText([.. ids], [.. weights]);
     }
 
-    /// <summary>Ids of a prompt for inference, cut into the same pieces as in training. The system prompt setting is that of <paramref name="options"/>.</summary>
+    /// <summary>
+    /// Ids of a prompt for inference, cut into the same pieces as in training. The system prompt setting is that of <paramref
+    /// name="options"/>.
+    /// </summary>
     public int[] EncodePrompt(Conversation conversation, PromptOptions options)
     {
         var ids = new List<int>();
@@ -51,7 +56,9 @@ public sealed class ConversationEncoder
         return [.. ids];
     }
 
-    /// <summary>Where a masked stretch follows a learned one and starts with the suffix tokens, these get the weight of the stretch before.</summary>
+    /// <summary>
+    /// Where a masked stretch follows a learned one and starts with the suffix tokens, these get the weight of the stretch before.
+    /// </summary>
     private void LearnEndMarkers(List<int> ids, List<float> weights)
     {
         if (_suffixIds.Length == 0)

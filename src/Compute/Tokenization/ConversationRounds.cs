@@ -2,7 +2,9 @@ using Megatron.Compute.Configuration;
 
 namespace Megatron.Compute.Tokenization;
 
-/// <summary>One question and its answers: usually one, several when assistant messages follow each other, none when the last is still open.</summary>
+/// <summary>
+/// One question and its answers: usually one, several when assistant messages follow each other, none when the last is still open.
+/// </summary>
 internal sealed record ConversationRound(string Query, List<ChatMessage> Answers);
 
 /// <summary>
@@ -11,7 +13,9 @@ internal sealed record ConversationRound(string Query, List<ChatMessage> Answers
 /// </summary>
 internal static class ConversationRounds
 {
-    /// <summary>System prompt of the row (null when it has none) and at least one round. Throws <see cref="ConfigException"/> TPL003.</summary>
+    /// <summary>
+    /// System prompt of the row (null when it has none) and at least one round. Throws <see cref="ConfigException"/> TPL003.
+    /// </summary>
     public static (string? System, IReadOnlyList<ConversationRound> Rounds) Of(Conversation conversation)
     {
         var system = conversation.System;

@@ -5,7 +5,8 @@ using Megatron.Compute.Configuration;
 namespace Megatron.Compute.Tokenization;
 
 /// <summary>
-/// Byte-level BPE tokenizer of a Hugging Face folder, id for id the same as the Rust library: added tokens, normalization, pre-tokenization,
+/// Byte-level BPE tokenizer of a Hugging Face folder, id for id the same as the Rust library: added tokens, normalization,
+/// pre-tokenization,
 /// merges. Not here: SentencePiece, Unigram, WordPiece; chat templates.
 /// </summary>
 public sealed class HfTokenizer : ITokenizer
@@ -46,10 +47,13 @@ public sealed class HfTokenizer : ITokenizer
         BosId = Named("bos_token", config.Bos) ?? (json.FrontIds.Count > 0 ? json.FrontIds[0] : null);
         EosId = Named("eos_token", config.Eos);
         PadId = Named("pad_token", config.Pad) ?? EosId;
+        _specialIds.UnionWith(new[] { BosId, EosId, PadId }.OfType<int>());
 
         // The Llama class builds its post-processor from add_bos_token (default true); the others keep that of tokenizer.json.
         AddsBos = BosId is int bos
-            && (config.TokenizerClass.StartsWith("LlamaTokenizer", StringComparison.Ordinal) ? config.AddsBos ?? true : json.FrontIds.Contains(bos));
+            && (config.TokenizerClass.StartsWith("LlamaTokenizer", StringComparison.Ordinal)
+                ? config.AddsBos ?? true
+                : json.FrontIds.Contains(bos));
     }
 
     /// <inheritdoc/>
@@ -72,7 +76,8 @@ public sealed class HfTokenizer : ITokenizer
 
     /// <summary>
     /// Reads tokenizer.json (or tokenizer.json.gz), tokenizer_config.json and special_tokens_map.json; the last two may be absent.
-    /// Throws <see cref="ConfigException"/>: TOK001 no tokenizer.json, TOK002 unreadable, TOK003 merges inconsistent, TOK004 two tokens with one id,
+    /// Throws <see cref="ConfigException"/>: TOK001 no tokenizer.json, TOK002 unreadable, TOK003 merges inconsistent, TOK004 two tokens
+    /// with one id,
     /// TOK005 special token outside the vocabulary, TOK007 an unsupported part, TOK008 no Unicode data in this process.
     /// </summary>
     public static HfTokenizer Load(string folder)
@@ -84,7 +89,8 @@ public sealed class HfTokenizer : ITokenizer
         var hint = File.Exists(Path.Combine(folder, "tokenizer.model"))
             ? "it has a SentencePiece tokenizer.model, which is not supported"
             : "a model folder needs one beside its config.json";
-        throw new ConfigException("TOK001", $"No tokenizer.json (or tokenizer.json.gz) in {folder}: {hint}; copy tokenizer.json from the model's source.");
+        throw new ConfigException("TOK001",
+            $"No tokenizer.json (or tokenizer.json.gz) in {folder}: {hint}; copy tokenizer.json from the model's source.");
     }
 
     /// <inheritdoc/>
@@ -136,7 +142,8 @@ public sealed class HfTokenizer : ITokenizer
             if (segment.Id >= 0)
                 workspace.Ids.Add(segment.Id);
             else
-                _preTokenizer.Split(Slice(text, segment), (_model, workspace), static (piece, state) => state._model.Encode(piece, state.workspace));
+                _preTokenizer.Split(Slice(text, segment), (Model: _model, Workspace: workspace),
+                    static (piece, state) => state.Model.Encode(piece, state.Workspace));
         }
     }
 
@@ -154,7 +161,9 @@ public sealed class HfTokenizer : ITokenizer
         return clean.ToString();
     }
 
-    /// <summary>Added tokens of both files and the named special tokens, checked against the vocabulary; their ids go into the table.</summary>
+    /// <summary>
+    /// Added tokens of both files and the named special tokens, checked against the vocabulary; their ids go into the table.
+    /// </summary>
     private List<AddedToken> AllAddedTokens(TokenizerJson json, TokenizerConfig config)
     {
         var tokens = new List<AddedToken>();
@@ -163,12 +172,14 @@ public sealed class HfTokenizer : ITokenizer
         foreach (var token in json.AddedTokens.Concat(config.AddedTokens))
         {
             if (token.Id is < 0 or > MaxId)
-                throw new ConfigException("TOK005", Invariant($"Added token '{token.Content}' has id {token.Id}, which no vocabulary can hold; correct tokenizer.json."));
+                throw new ConfigException("TOK005",
+                    Invariant($"Added token '{token.Content}' has id {token.Id}, which no vocabulary can hold; correct tokenizer.json."));
             if (_ids.TryGetValue(token.Content, out var known) && known != token.Id)
-                throw new ConfigException("TOK004", Invariant($"Token '{token.Content}' has id {known} and id {token.Id} in the tokenizer files; keep one."));
+                throw new ConfigException("TOK004",
+                    Invariant($"Token '{token.Content}' has id {known} and id {token.Id} in the tokenizer files; keep one."));
             if (owners.TryGetValue(token.Id, out var owner) && owner != token.Content)
                 throw new ConfigException("TOK004",
-                    Invariant($"Tokens '{owner}' and '{token.Content}' have the same id {token.Id} in the tokenizer files; ids must be unique."));
+                    Invariant($"Tokens '{owner}' and '{token.Content}' of the tokenizer files have the same id {token.Id}; ids must be unique."));
             owners[token.Id] = token.Content;
             _ids[token.Content] = token.Id;
             if (contents.Add(token.Content))
@@ -183,9 +194,11 @@ public sealed class HfTokenizer : ITokenizer
         }
 
         if (owners.Count > 0 && owners.Keys.Max() > MaxId || owners.Keys.Any(id => id < 0))
-            throw new ConfigException("TOK005", "The vocabulary of tokenizer.json has an id that no vocabulary can hold; the file is damaged.");
+            throw new ConfigException("TOK005",
+                "The vocabulary of tokenizer.json has an id that no vocabulary can hold; the file is damaged.");
         foreach (var id in json.FrontIds.Where(id => !owners.ContainsKey(id)))
-            throw new ConfigException("TOK005", Invariant($"The post_processor of tokenizer.json adds id {id}, which the vocabulary does not have; correct the file."));
+            throw new ConfigException("TOK005",
+                Invariant($"The post_processor of tokenizer.json adds id {id}, which the vocabulary does not have; correct the file."));
         return tokens;
     }
 
@@ -198,7 +211,9 @@ public sealed class HfTokenizer : ITokenizer
                 $"{setting} = '{token}' of tokenizer_config.json is not in the vocabulary; name a token that tokenizer.json has.");
     }
 
-    /// <summary>Bytes of all tokens in one array. A token with a letter outside the byte alphabet, such as an added one, stands for its UTF-8.</summary>
+    /// <summary>
+    /// Bytes of all tokens in one array. A token with a letter outside the byte alphabet, such as an added one, stands for its UTF-8.
+    /// </summary>
     private static (byte[] Bytes, int[] Offsets) BytesOf(string?[] tokens)
     {
         var bytes = new List<byte>(tokens.Length * 8);

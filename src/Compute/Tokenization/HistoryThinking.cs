@@ -1,6 +1,8 @@
 namespace Megatron.Compute.Tokenization;
 
-/// <summary>What happens to the think block of earlier answers when a prompt is rendered for inference. Training text is never changed.</summary>
+/// <summary>
+/// What happens to the think block of earlier answers when a prompt is rendered for inference. Training text is never changed.
+/// </summary>
 public enum HistoryThinking
 {
     /// <summary>Earlier answers stay as they are.</summary>

@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Text.RegularExpressions;
 using Megatron.Compute.Configuration;
 
@@ -26,15 +27,19 @@ internal sealed class PreTokenizer(IReadOnlyList<SplitStep> steps, bool addsPref
         try
         {
             // The time-out only guards against a hostile pattern; a piece of ordinary text takes microseconds.
-            return new Regex(translated, RegexOptions.Compiled | RegexOptions.CultureInvariant | RegexOptions.Multiline, TimeSpan.FromSeconds(20));
+            const RegexOptions Options = RegexOptions.Compiled | RegexOptions.CultureInvariant | RegexOptions.Multiline;
+            return new Regex(translated, Options, TimeSpan.FromSeconds(20));
         }
         catch (ArgumentException error)
         {
-            throw new ConfigException("TOK007", $"The pre-tokenizer pattern '{pattern}' is not supported ({error.Message}); this tokenizer cannot be used.");
+            throw new ConfigException("TOK007",
+                $"The pre-tokenizer pattern '{pattern}' is not supported ({error.Message}); this tokenizer cannot be used.");
         }
     }
 
-    /// <summary>Calls <paramref name="onPiece"/> with each piece, left to right.</summary>
+    /// <summary>
+    /// Calls <paramref name="onPiece"/> with each piece, left to right. Throws <see cref="ConfigException"/> TOK009 when a pattern takes forever.
+    /// </summary>
     public void Split<TState>(string text, TState state, PieceAction<TState> onPiece)
     {
         var shadow = new ShadowText(text);
@@ -71,8 +76,18 @@ internal sealed class PreTokenizer(IReadOnlyList<SplitStep> steps, bool addsPref
     private static List<TextRange> Apply(SplitStep step, string shadow, List<TextRange> ranges)
     {
         var output = new List<TextRange>(Math.Max(ranges.Count, shadow.Length / 4));
-        foreach (var range in ranges)
-            step.Split(shadow, range, output);
+        try
+        {
+            foreach (var range in ranges)
+                step.Split(shadow, range, output);
+        }
+        catch (RegexMatchTimeoutException error)
+        {
+            throw new ConfigException("TOK009",
+                $"The pre-tokenizer pattern '{error.Pattern}' gave no result on a text of {shadow.Length} characters within "
+                + $"{error.MatchTimeout.TotalSeconds.ToString(CultureInfo.InvariantCulture)} s; this tokenizer cannot be used.");
+        }
+
         return output;
     }
 }

@@ -4,7 +4,8 @@ using System.Text;
 namespace Megatron.Compute.Tokenization;
 
 /// <summary>
-/// A text as regular expressions of a tokenizer must see it: one unit for each character. .NET matches UTF-16 units, so <c>\p{L}</c> and its
+/// A text as regular expressions of a tokenizer must see it: one unit for each character. .NET matches UTF-16 units, so <c>\p{L}</c> and
+/// its
 /// like never match a character above U+FFFF; here each such character is replaced by a stand-in of the same general category.
 /// </summary>
 internal readonly struct ShadowText

@@ -5,7 +5,8 @@ namespace Megatron.Compute.Tokenization;
 
 /// <summary>
 /// A conversation as text pieces with loss weights. Pure; the template must be bound (<see cref="ChatTemplate.Bind"/>).
-/// What is learned: answers and the suffix by the loss scale; markers after earlier answers only as tokens (<see cref="ConversationEncoder"/>).
+/// What is learned: answers and the suffix by the loss scale; markers after earlier answers only as tokens (<see
+/// cref="ConversationEncoder"/>).
 /// </summary>
 public static class TemplateRenderer
 {
@@ -22,7 +23,8 @@ public static class TemplateRenderer
     {
         var (system, rounds) = ConversationRounds.Of(conversation);
         if (rounds[^1].Answers.Count == 0)
-            throw new ConfigException("TPL003", "The conversation ends with a user message, so it has no answer to learn; add an assistant message.");
+            throw new ConfigException("TPL003",
+                "The conversation ends with a user message, so it has no answer to learn; add an assistant message.");
 
         var promptWeight = options.LossScale == LossScale.All ? 1f : 0f;
         var pieces = new PieceList();
@@ -45,8 +47,10 @@ public static class TemplateRenderer
     }
 
     /// <summary>
-    /// Text up to where the model goes on: after the last question, or inside the last message when that is an assistant's (a begun answer).
-    /// Think blocks of earlier answers go by <see cref="ChatTemplate.HistoryThinking"/>. Pieces are cut as in training; weights say the same as there.
+    /// Text up to where the model goes on: after the last question, or inside the last message when that is an assistant's (a begun
+    /// answer).
+    /// Think blocks of earlier answers go by <see cref="ChatTemplate.HistoryThinking"/>. Pieces are cut as in training; weights say the
+    /// same as there.
     /// Throws <see cref="ConfigException"/> TPL002, TPL003, or TPL006 when thinking cannot be switched off.
     /// </summary>
     public static IReadOnlyList<TextPiece> RenderPrompt(ChatTemplate template, Conversation conversation, PromptOptions options)
@@ -81,7 +85,8 @@ public static class TemplateRenderer
         return template.ResponsePrefix.Length == 0
             ? ""
             : throw new ConfigException("TPL006",
-                $"enable_thinking = false has no effect on template '{template.Name}', which always thinks; set --response_prefix '' instead.");
+                $"enable_thinking = false has no effect on template '{template.Name}', which always thinks; "
+                + "set --response_prefix '' instead.");
     }
 
     private static string Opening(ChatTemplate template, string? system)
@@ -90,7 +95,8 @@ public static class TemplateRenderer
             return template.Prefix;
         return template.SystemPrefix is null
             ? throw new ConfigException("TPL002",
-                $"Template '{template.Name}' has no place for a system prompt, but one was given ('{Shorten(system)}'); remove it or choose a chat template.")
+                $"Template '{template.Name}' has no place for a system prompt, but one was given ('{Shorten(system)}'); "
+                + "remove it or choose a chat template.")
             : Fill(template.SystemPrefix, "{{SYSTEM}}", system);
     }
 

@@ -17,8 +17,8 @@ internal sealed class TextNormalizer(IReadOnlyList<NormalizationForm> forms)
     {
         if ("e\u0301".Normalize(NormalizationForm.FormC) != "\u00E9")
             throw new ConfigException("TOK008",
-                "Unicode normalization does not work in this process (libicu is missing or InvariantGlobalization is set), so token ids would be wrong; "
-                + "install libicu and unset DOTNET_SYSTEM_GLOBALIZATION_INVARIANT.");
+                "Unicode normalization does not work in this process (libicu is missing or InvariantGlobalization is set), so "
+                + "token ids would be wrong; install libicu and unset DOTNET_SYSTEM_GLOBALIZATION_INVARIANT.");
     }
 
     /// <summary>The normalized text. The text must be well-formed UTF-16.</summary>
@@ -27,7 +27,7 @@ internal sealed class TextNormalizer(IReadOnlyList<NormalizationForm> forms)
         if (forms.Count == 0 || Ascii.IsValid(text))
             return text;
         foreach (var form in forms)
-            text = text.Contains(Refused) ? string.Join(Refused, text.Split(Refused).Select(part => part.Normalize(form))) : text.Normalize(form);
+            text = string.Join(Refused, text.Split(Refused).Select(part => part.Normalize(form)));
         return text;
     }
 }

@@ -36,9 +36,12 @@ internal sealed record TokenizerConfig
         AddsBos = root.TryGetProperty("add_bos_token", out var adds) && adds.ValueKind != JsonValueKind.Null ? adds.GetBoolean() : null,
         TokenizerClass = root.TryGetProperty("tokenizer_class", out var name) ? name.GetString() ?? "" : "",
         AddedTokens = root.TryGetProperty("added_tokens_decoder", out var added)
-            ? [.. added.EnumerateObject().Select(entry => TokenizerJson.ParseAddedToken(entry.Value, int.Parse(entry.Name, CultureInfo.InvariantCulture)))]
+            ? [.. added.EnumerateObject().Select(AddedToken)]
             : [],
     };
+
+    private static AddedToken AddedToken(JsonProperty entry) =>
+        TokenizerJson.ParseAddedToken(entry.Value, int.Parse(entry.Name, CultureInfo.InvariantCulture));
 
     /// <summary>A token as text or as an object with its text in <c>content</c>.</summary>
     private static string? Token(JsonElement root, string name)

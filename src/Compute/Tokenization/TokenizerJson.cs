@@ -5,7 +5,8 @@ using Megatron.Compute.Configuration;
 namespace Megatron.Compute.Tokenization;
 
 /// <summary>
-/// Everything of a tokenizer.json that decides ids, read and checked. Parts that would change the ids and are not supported are refused by name
+/// Everything of a tokenizer.json that decides ids, read and checked. Parts that would change the ids and are not supported are refused by
+/// name
 /// (TOK007); <c>truncation</c>, <c>padding</c> and offsets are ignored, as Hugging Face's callers override them.
 /// </summary>
 internal sealed record TokenizerJson
@@ -14,7 +15,7 @@ internal sealed record TokenizerJson
     public required Dictionary<string, int> Vocabulary { get; init; }
 
     /// <summary>Merges by pair of ids.</summary>
-    public required Dictionary<ulong, BytePairModel.Merge> Merges { get; init; }
+    public required MergeTable Merges { get; init; }
 
     public required bool IgnoreMerges { get; init; }
 
@@ -42,7 +43,9 @@ internal sealed record TokenizerJson
             Merges = ParseMerges(model.GetProperty("merges"), vocabulary),
             IgnoreMerges = Flag(model, "ignore_merges"),
             UnknownToken = Text(model, "unk_token"),
-            AddedTokens = [.. (Part(root, "added_tokens")?.EnumerateArray() ?? default).Select(token => ParseAddedToken(token, token.GetProperty("id").GetInt32()))],
+            AddedTokens = Part(root, "added_tokens") is { } added
+                ? [.. added.EnumerateArray().Select(token => ParseAddedToken(token, token.GetProperty("id").GetInt32()))]
+                : [],
             Normalization = ParseNormalizer(Part(root, "normalizer")),
             PreTokenizer = ParsePreTokenizer(Part(root, "pre_tokenizer")),
             FrontIds = ParsePostProcessor(Part(root, "post_processor")),
@@ -90,16 +93,17 @@ internal sealed record TokenizerJson
             if (!vocabulary.TryAdd(entry.Name, id))
                 throw new ConfigException("TOK004", $"Token '{entry.Name}' stands twice in the vocabulary of tokenizer.json; keep one.");
             if (!owners.TryAdd(id, entry.Name))
-                throw new ConfigException("TOK004", $"Tokens '{owners[id]}' and '{entry.Name}' of tokenizer.json have the same id {id}; ids must be unique.");
+                throw new ConfigException("TOK004",
+                    $"Tokens '{owners[id]}' and '{entry.Name}' of tokenizer.json have the same id {id}; ids must be unique.");
         }
 
         return vocabulary;
     }
 
     /// <summary>Both spellings of a merge: "a b" and ["a", "b"].</summary>
-    private static Dictionary<ulong, BytePairModel.Merge> ParseMerges(JsonElement json, Dictionary<string, int> vocabulary)
+    private static MergeTable ParseMerges(JsonElement json, Dictionary<string, int> vocabulary)
     {
-        var merges = new Dictionary<ulong, BytePairModel.Merge>(json.GetArrayLength());
+        var merges = new MergeTable(json.GetArrayLength());
         var rank = 0;
         foreach (var entry in json.EnumerateArray())
         {
@@ -107,17 +111,18 @@ internal sealed record TokenizerJson
                 ? [.. entry.EnumerateArray().Select(part => part.GetString() ?? "")]
                 : (entry.GetString() ?? "").Split(' ');
             if (pair.Length != 2)
-                throw new ConfigException("TOK003", $"Merge {rank} of tokenizer.json, {entry.GetRawText()}, is not a pair of two tokens; the file is damaged.");
+                throw new ConfigException("TOK003",
+                    $"Merge {rank} of tokenizer.json, {entry.GetRawText()}, is not a pair of two tokens; the file is damaged.");
             if (!vocabulary.TryGetValue(pair[0], out var left) || !vocabulary.TryGetValue(pair[1], out var right)
                 || !vocabulary.TryGetValue(pair[0] + pair[1], out var merged))
             {
                 var missing = new[] { pair[0], pair[1], pair[0] + pair[1] }.First(token => !vocabulary.ContainsKey(token));
                 throw new ConfigException("TOK003",
-                    $"Merge {rank} of tokenizer.json, {entry.GetRawText()}, needs token '{missing}', which is not in the vocabulary; vocabulary and merges "
-                    + "are not of the same tokenizer.");
+                    $"Merge {rank} of tokenizer.json, {entry.GetRawText()}, needs token '{missing}', which is not in the vocabulary; "
+                    + "vocabulary and merges are not of the same tokenizer.");
             }
 
-            merges[BytePairModel.PairKey(left, right)] = new BytePairModel.Merge(rank++, merged);
+            merges[left, right] = new Merge(rank++, merged);
         }
 
         return merges;
@@ -179,7 +184,8 @@ internal sealed record TokenizerJson
         var name = Text(part, "behavior");
         return Enum.TryParse<SplitBehavior>(name, out var behavior)
             ? new SplitStep(PreTokenizer.Compile(regex), behavior, Flag(part, "invert"))
-            : throw Unsupported("pre_tokenizer Split behavior", name ?? "null", $"only {string.Join(", ", Enum.GetNames<SplitBehavior>())} are");
+            : throw Unsupported("pre_tokenizer Split behavior", name ?? "null",
+                $"only {string.Join(", ", Enum.GetNames<SplitBehavior>())} are");
     }
 
     private static List<int> ParsePostProcessor(JsonElement? json)
@@ -195,7 +201,8 @@ internal sealed record TokenizerJson
             foreach (var item in part.GetProperty("single").EnumerateArray().TakeWhile(item => item.TryGetProperty("SpecialToken", out _)))
             {
                 var name = item.GetProperty("SpecialToken").GetProperty("id").GetString() ?? "";
-                front.AddRange(part.GetProperty("special_tokens").GetProperty(name).GetProperty("ids").EnumerateArray().Select(id => id.GetInt32()));
+                var ids = part.GetProperty("special_tokens").GetProperty(name).GetProperty("ids");
+                front.AddRange(ids.EnumerateArray().Select(id => id.GetInt32()));
             }
         }
 
@@ -216,7 +223,9 @@ internal sealed record TokenizerJson
     {
         if (json is not { } part)
             return [];
-        return TypeOf(part) == "Sequence" ? part.GetProperty(members).EnumerateArray().SelectMany(member => Flatten(member, members)) : [part];
+        return TypeOf(part) == "Sequence"
+            ? part.GetProperty(members).EnumerateArray().SelectMany(member => Flatten(member, members))
+            : [part];
     }
 
     private static string TypeOf(JsonElement part) => part.GetProperty("type").GetString() ?? "null";

@@ -33,7 +33,7 @@ public sealed class ConversationEncoderTests
     [MemberData(nameof(LossMasks))]
     public void Encode_EveryTemplateAndLossScale_LearnsWhatTheTableSays(string template, string scale, string expected)
     {
-        var tokenizer = TemplateTokenizer.CreateForAllTemplates();
+        var tokenizer = TemplateTokenizer.ForAllTemplates.Value;
         Assert.Equal(expected, Learned(tokenizer, Encode(tokenizer, template, TwoRounds, LossScales.Parse(scale))));
     }
 
@@ -49,7 +49,7 @@ public sealed class ConversationEncoderTests
     [InlineData("deepseek", "<bos>User: A⏎⏎Assistant:B<eos>User: C⏎⏎Assistant:⟦D<eos>⟧")]
     public void Encode_MessageWithoutLoss_IsNotLearnedNorItsEndMarker(string template, string expected)
     {
-        var tokenizer = TemplateTokenizer.CreateForAllTemplates();
+        var tokenizer = TemplateTokenizer.ForAllTemplates.Value;
         var conversation = Talk(("A", "B", false), ("C", "D", null));
         Assert.Equal(expected, Learned(tokenizer, Encode(tokenizer, template, conversation, LossScale.Default)));
     }
@@ -57,7 +57,7 @@ public sealed class ConversationEncoderTests
     [Fact]
     public void Encode_LastMessageWithoutLoss_SuffixIsNotLearnedButTheMarkerBeforeIs()
     {
-        var tokenizer = TemplateTokenizer.CreateForAllTemplates();
+        var tokenizer = TemplateTokenizer.ForAllTemplates.Value;
         Assert.Equal("<bos>User: A⏎⏎Assistant:⟦B<eos>⟧User: C⏎⏎Assistant:D<eos>",
             Learned(tokenizer, Encode(tokenizer, "deepseek", Talk(("A", "B", null), ("C", "D", false)), LossScale.Default)));
     }
@@ -65,7 +65,7 @@ public sealed class ConversationEncoderTests
     [Fact]
     public void Encode_MessageWithLossUnderLastRound_IsLearned()
     {
-        var tokenizer = TemplateTokenizer.CreateForAllTemplates();
+        var tokenizer = TemplateTokenizer.ForAllTemplates.Value;
         Assert.Equal("<bos>User: A⏎⏎Assistant:⟦B<eos>⟧User: C⏎⏎Assistant:⟦D<eos>⟧",
             Learned(tokenizer, Encode(tokenizer, "deepseek", Talk(("A", "B", true), ("C", "D", null)), LossScale.LastRound)));
     }
@@ -89,7 +89,7 @@ public sealed class ConversationEncoderTests
     [InlineData("llama3_1", "⟦<|begin_of_text|>Plain text.<|eot_id|>⟧")]
     public void Encode_TextRowWithGenerationTemplate_IsBosTextEos(string folder, string expected)
     {
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", folder));
+        var tokenizer = TestTokenizers.Get(folder);
         var row = new Conversation(null, [new ChatMessage("assistant", "Plain text.")]);
         Assert.Equal(expected, Learned(tokenizer, Encode(tokenizer, "default", row, LossScale.All)));
     }
@@ -106,7 +106,7 @@ public sealed class ConversationEncoderTests
     public void Encode_EmptyEarlierAnswer_MarkerIsNotLearned()
     {
         // Nothing before the marker is learned, so it does not belong to a learned answer: the rule looks at tokens.
-        var tokenizer = TemplateTokenizer.CreateForAllTemplates();
+        var tokenizer = TemplateTokenizer.ForAllTemplates.Value;
         Assert.Equal("<bos>User: A⏎⏎Assistant:<eos>User: C⏎⏎Assistant:⟦D<eos>⟧",
             Learned(tokenizer, Encode(tokenizer, "deepseek", Talk(("A", "", null), ("C", "D", null)), LossScale.Default)));
     }
@@ -117,7 +117,10 @@ public sealed class ConversationEncoderTests
     private static string Code(Func<object> action) => Assert.Single(Assert.Throws<ConfigException>(action).Errors).Code;
 
     private static Conversation Talk(params (string Query, string Answer, bool? Loss)[] rounds) =>
-        new(null, [.. rounds.SelectMany(round => new[] { new ChatMessage("user", round.Query), new ChatMessage("assistant", round.Answer, round.Loss) })]);
+        new(null, [.. rounds.SelectMany(round => new[]
+        {
+            new ChatMessage("user", round.Query), new ChatMessage("assistant", round.Answer, round.Loss),
+        })]);
 
     private static EncodedText Encode(ITokenizer tokenizer, string template, Conversation conversation, LossScale scale) =>
         Encode(tokenizer, ChatTemplates.Get(template), conversation, scale);

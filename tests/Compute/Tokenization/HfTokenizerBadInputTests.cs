@@ -3,7 +3,6 @@ using System.Text;
 using System.Text.Json.Nodes;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Tokenization;
-using Megatron.Testing;
 
 namespace Megatron.Compute.Tests.Tokenization;
 
@@ -183,9 +182,40 @@ public sealed class HfTokenizerBadInputTests : IDisposable
     [Fact]
     public void CheckAgainst_FewerEmbeddingRowsThanIds_IsTok006()
     {
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "tiny"));
+        var tokenizer = TestTokenizers.Get("tiny");
         tokenizer.CheckAgainst(tokenizer.VocabSize);
         AssertRefused("TOK006", "4084", () => tokenizer.CheckAgainst(tokenizer.VocabSize - 1));
+    }
+
+    [Fact]
+    public void Load_RandomlyDamagedFile_LoadsOrIsRefused()
+    {
+        var seed = Random.Shared.Next();
+        var random = new Random(seed);
+        _folder.Add("[X]", "lstrip");
+        var whole = Encoding.UTF8.GetBytes(_folder.Json.ToJsonString());
+        var numRefused = 0;
+        for (var trial = 0; trial < 1000; trial++)
+        {
+            var damaged = whole.ToArray();
+            for (var i = random.Next(1, 4); i > 0; i--)
+                damaged[random.Next(damaged.Length)] = (byte)random.Next(0x20, 0x7F);
+            File.WriteAllBytes(Path.Combine(_folder.Folder, "tokenizer.json"), damaged);
+            try
+            {
+                HfTokenizer.Load(_folder.Folder).Encode("hello <eos>");
+            }
+            catch (ConfigException)
+            {
+                numRefused++;
+            }
+            catch (Exception error)
+            {
+                Assert.Fail($"seed {seed}, trial {trial}: {error}");
+            }
+        }
+
+        Assert.InRange(numRefused, 100, 1000);
     }
 
     private static void AssertRefused(string code, string named, Action action)

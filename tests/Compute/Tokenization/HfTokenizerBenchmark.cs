@@ -8,7 +8,8 @@ namespace Megatron.Compute.Tests.Tokenization;
 
 /// <summary>
 /// Encoding speed on one core. Run alone:
-/// <c>tests/Compute/bin/Release/net10.0/Megatron.Compute.Tests -trait Category=benchmark -class '*HfTokenizerBenchmark' -showLiveOutput</c>.
+/// <c>tests/Compute/bin/Release/net10.0/Megatron.Compute.Tests -trait Category=benchmark -class '*HfTokenizerBenchmark'
+/// -showLiveOutput</c>.
 /// </summary>
 [Collection("benchmarks")]
 public sealed class HfTokenizerBenchmark(ITestOutputHelper output)
@@ -17,7 +18,8 @@ public sealed class HfTokenizerBenchmark(ITestOutputHelper output)
     [Trait("Category", "benchmark")]
     public void Encode_Qwen3OnTwoBooks_AtLeast5MegabytesPerSecond()
     {
-        var texts = new[] { "moby-dick.txt", "tang-poems.txt" }.Select(name => File.ReadAllText(Repository.Asset("tokenizers", "texts", name))).ToList();
+        string[] names = ["moby-dick.txt", "tang-poems.txt"];
+        var texts = names.Select(name => File.ReadAllText(Repository.Asset("tokenizers", "texts", name))).ToList();
         var megabytes = texts.Sum(text => Encoding.UTF8.GetByteCount(text)) / 1e6;
         var best = 0.0;
         for (var run = 1; run <= 5; run++)
@@ -30,7 +32,8 @@ public sealed class HfTokenizerBenchmark(ITestOutputHelper output)
             var (_, warm) = Measure(tokenizer, texts);
             best = Math.Max(best, megabytes / cold);
             output.WriteLine(string.Create(CultureInfo.InvariantCulture,
-                $"run {run}: {megabytes:F2} MB, {numTokens} tokens, {megabytes / cold:F1} MB/s, with the words cached {megabytes / warm:F1} MB/s"));
+                $"run {run}: {megabytes:F2} MB, {numTokens} tokens, {megabytes / cold:F1} MB/s, "
+                + $"with the words cached {megabytes / warm:F1} MB/s"));
         }
 
         Assert.True(best >= 5, string.Create(CultureInfo.InvariantCulture, $"best of 5 was {best:F1} MB/s"));

@@ -14,7 +14,7 @@ public sealed class HfTokenizerGoldenTests
     [MemberData(nameof(Names))]
     public void EncodeAndDecode_EveryGoldenLine_EqualTheReference(string name)
     {
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", name));
+        var tokenizer = TestTokenizers.Get(name);
         var failures = new List<string>();
         var numRows = 0;
         foreach (var row in ReadGolden(name))
@@ -42,7 +42,7 @@ public sealed class HfTokenizerGoldenTests
     [InlineData("llama3_1", 128256, "<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>", true)]
     public void Load_SpecialTokens_AreThoseOfTheFiles(string name, int vocabSize, string? bos, string eos, string pad, bool addsBos)
     {
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", name));
+        var tokenizer = TestTokenizers.Get(name);
         Assert.Equal(vocabSize, tokenizer.VocabSize);
         Assert.Equal(bos is null ? null : tokenizer.TokenToId(bos), tokenizer.BosId);
         Assert.Equal(tokenizer.TokenToId(eos), tokenizer.EosId);
@@ -54,7 +54,7 @@ public sealed class HfTokenizerGoldenTests
     [Fact]
     public void Decode_SkipSpecialTokens_LeavesThemOut()
     {
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "qwen3"));
+        var tokenizer = TestTokenizers.Get("qwen3");
         var ids = tokenizer.Encode("<|im_start|>user\nhi<think>x</think><|im_end|>");
         Assert.Equal("user\nhi<think>x</think>", tokenizer.Decode(ids, skipSpecialTokens: true));
         Assert.Equal("user\nhi<think>x</think>", StreamAll(new StreamingDecoder(tokenizer, skipSpecialTokens: true), ids));
@@ -65,7 +65,7 @@ public sealed class HfTokenizerGoldenTests
     [Fact]
     public void StreamingDecoder_CharacterOverSeveralTokens_ComesOutWhole()
     {
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "tiny"));
+        var tokenizer = TestTokenizers.Get("tiny");
         var ids = tokenizer.Encode("👩‍👩");
         var decoder = new StreamingDecoder(tokenizer, skipSpecialTokens: false);
         var parts = ids.Select(decoder.Add).ToList();

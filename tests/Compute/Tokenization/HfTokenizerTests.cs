@@ -1,5 +1,8 @@
 using System.Globalization;
+using System.Text;
 using System.Text.Json.Nodes;
+using System.Text.RegularExpressions;
+using Megatron.Compute.Configuration;
 using Megatron.Compute.Tokenization;
 using Megatron.Testing;
 
@@ -58,13 +61,13 @@ public sealed class HfTokenizerTests : IDisposable
         var seed = Random.Shared.Next();
         var random = new Random(seed);
         var vocabulary = new Dictionary<string, int>(StringComparer.Ordinal) { ["a"] = 0, ["b"] = 1, ["c"] = 2 };
-        var merges = new Dictionary<ulong, BytePairModel.Merge>();
-        while (merges.Count < 60)
+        var merges = new MergeTable(60);
+        for (var rank = 0; rank < 60;)
         {
             var left = vocabulary.ElementAt(random.Next(vocabulary.Count));
             var right = vocabulary.ElementAt(random.Next(vocabulary.Count));
             if (vocabulary.TryAdd(left.Key + right.Key, vocabulary.Count))
-                merges[BytePairModel.PairKey(left.Value, right.Value)] = new BytePairModel.Merge(merges.Count, vocabulary.Count - 1);
+                merges[left.Value, right.Value] = new Merge(rank++, vocabulary.Count - 1);
         }
 
         var model = new BytePairModel(vocabulary, merges, ignoreMerges: false);
@@ -83,7 +86,7 @@ public sealed class HfTokenizerTests : IDisposable
     public void Encode_MegabyteWithoutBreak_EndsInTime()
     {
         var clock = System.Diagnostics.Stopwatch.StartNew();
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "qwen3"));
+        var tokenizer = TestTokenizers.Get("qwen3");
         foreach (var letter in "a 李\n")
         {
             var text = new string(letter, 1_000_000);
@@ -179,8 +182,54 @@ public sealed class HfTokenizerTests : IDisposable
     }
 
     [Fact]
-    public void Split_LongSInContraction_FoldsLikeTheReference() =>
-        Assert.Equal(["a", "'ſ", "t"], Pieces(new PreTokenizer([new SplitStep(PreTokenizer.Compile(@"(?i:'s|'t)|\p{L}+"), SplitBehavior.Isolated, false)], false, null), "a'ſt"));
+    public void Split_LongSInContraction_FoldsLikeTheReference()
+    {
+        var pattern = new SplitStep(PreTokenizer.Compile(@"(?i:'s|'t)|\p{L}+"), SplitBehavior.Isolated, false);
+        Assert.Equal(["a", "'ſ", "t"], Pieces(new PreTokenizer([pattern], false, null), "a'ſt"));
+    }
+
+    [Fact]
+    public void Split_PatternThatTakesForever_IsTok009()
+    {
+        var pattern = new Regex("(?:a|aa)+b", RegexOptions.None, TimeSpan.FromMilliseconds(50));
+        var preTokenizer = new PreTokenizer([new SplitStep(pattern, SplitBehavior.Isolated, false)], false, null);
+        var error = Assert.Throws<ConfigException>(() => Pieces(preTokenizer, new string('a', 200))).Errors.Single();
+        Assert.Equal("TOK009", error.Code);
+        Assert.Contains("(?:a|aa)+b", error.Message, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("tiny")]
+    [InlineData("llama3_1")]
+    public void EncodeThenDecode_RandomTexts_GiveTheTextBack(string name)
+    {
+        var seed = Random.Shared.Next();
+        var random = new Random(seed);
+        var tokenizer = TestTokenizers.Get(name);
+        for (var trial = 0; trial < 400; trial++)
+        {
+            // NFC makes the texts of tiny comparable; llama3_1 has no normalizer.
+            var text = RandomText(random).Normalize();
+            var ids = tokenizer.Encode(text);
+            Assert.True(text == tokenizer.Decode(ids, skipSpecialTokens: false), $"seed {seed}, trial {trial}: '{text}'");
+        }
+    }
+
+    [Fact]
+    public void StreamingDecoder_RandomIds_EqualsDecode()
+    {
+        var seed = Random.Shared.Next();
+        var random = new Random(seed);
+        var tokenizer = TestTokenizers.Get("tiny");
+        for (var trial = 0; trial < 400; trial++)
+        {
+            // Mostly single bytes, so that broken UTF-8 of every kind comes up.
+            var ids = Enumerable.Range(0, 30).Select(_ => random.Next(random.Next(3) == 0 ? tokenizer.VocabSize : 256)).ToArray();
+            var decoder = new StreamingDecoder(tokenizer, skipSpecialTokens: false);
+            var streamed = string.Concat(ids.Select(decoder.Add)) + decoder.Finish();
+            Assert.True(tokenizer.Decode(ids, skipSpecialTokens: false) == streamed, $"seed {seed}, ids {string.Join(' ', ids)}");
+        }
+    }
 
     [Theory]
     [InlineData(true, new[] { "1", "2", "ab", "3" })]
@@ -251,7 +300,7 @@ public sealed class HfTokenizerTests : IDisposable
     [Fact]
     public void Encode_FromSeveralThreads_SameIds()
     {
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "tiny"));
+        var tokenizer = TestTokenizers.Get("tiny");
         var text = File.ReadAllText(Repository.Asset("tokenizers", "texts", "tang-poems.txt"))[..20_000];
         var expected = tokenizer.Encode(text);
         Parallel.For(0, 16, _ => Assert.Equal(expected, tokenizer.Encode(text)));
@@ -260,7 +309,7 @@ public sealed class HfTokenizerTests : IDisposable
     [Fact]
     public void Encode_InAnotherCulture_SameIds()
     {
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "tiny"));
+        var tokenizer = TestTokenizers.Get("tiny");
         var expected = tokenizer.Encode("I'LL FILE it'S ıİ");
         var culture = CultureInfo.CurrentCulture;
         try
@@ -272,6 +321,25 @@ public sealed class HfTokenizerTests : IDisposable
         {
             CultureInfo.CurrentCulture = culture;
         }
+    }
+
+    private static string RandomText(Random random)
+    {
+        var text = new StringBuilder();
+        for (var i = random.Next(60); i >= 0; i--)
+        {
+            text.Append(random.Next(6) switch
+            {
+                0 => " ",
+                1 => (char)random.Next(0x20, 0x7F),
+                2 => random.Next(2) == 0 ? "\r\n" : "<|eot_id|>",
+                3 => (char)random.Next(0x4E00, 0x9FFF),
+                4 => char.ConvertFromUtf32(random.Next(0x1F300, 0x1FAFF)),
+                _ => (char)random.Next(0xA0, 0x2FFF),
+            });
+        }
+
+        return text.ToString();
     }
 
     private static List<string> Pieces(PreTokenizer preTokenizer, string text)

@@ -31,7 +31,7 @@ public sealed class TemplateRendererTests
     public void Render_HuggingFaceRow_EqualExceptForTheDocumentedDifferences(string name, int index)
     {
         var row = ReadHuggingFace()[name][index];
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", name));
+        var tokenizer = TestTokenizers.Get(name);
 
         // The tokenizer file of llama3_1 carries the Llama 3 template, without the dates of the later ones.
         var template = ChatTemplates.Get(name == "qwen3" ? "qwen3" : "llama3");
@@ -87,7 +87,7 @@ public sealed class TemplateRendererTests
     [Fact]
     public void Difference_Llama32_DateIsAParameterWithAFixedDefault()
     {
-        var tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "llama3_1"));
+        var tokenizer = TestTokenizers.Get("llama3_1");
         Assert.Contains("Today Date: 26 Jul 2024\n\n<|eot_id|>", Rendered(ChatTemplate.DefaultDate, Talk(null, "A", "B")), StringComparison.Ordinal);
         Assert.Equal(
             "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 01 Jan 2030\n\nS<|eot_id|>"

@@ -5,7 +5,8 @@ using Megatron.Compute.Tokenization;
 namespace Megatron.Compute.Tests.Tokenization;
 
 /// <summary>
-/// A throw-away tokenizer folder whose tokenizer.json tests bend: all 256 bytes, the merges "h e", "l l", "he ll", "Ġ hell", one special token.
+/// A throw-away tokenizer folder whose tokenizer.json tests bend: all 256 bytes, the merges "h e", "l l", "he ll", "Ġ hell", one special
+/// token.
 /// </summary>
 internal sealed class TokenizerFolder : IDisposable
 {
