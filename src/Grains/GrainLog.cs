@@ -28,6 +28,6 @@ internal static partial class GrainLog
     [LoggerMessage(LogLevel.Information, "job {JobId} attempt {Attempt} save {SaveId} step {Iteration}: {Reason}")]
     public static partial void Checkpoint(ILogger logger, string jobId, int attempt, string saveId, long iteration, string reason);
 
-    [LoggerMessage(LogLevel.Warning, "{Count} reports were not delivered, again in {DelaySeconds} s")]
-    public static partial void DeliveryFailed(ILogger logger, int count, double delaySeconds, Exception fault);
+    [LoggerMessage("{Count} reports were not delivered, again in {DelaySeconds} s")]
+    public static partial void DeliveryFailed(ILogger logger, LogLevel level, int count, double delaySeconds, Exception fault);
 }

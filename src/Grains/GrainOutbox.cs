@@ -60,7 +60,9 @@ internal sealed class GrainOutbox<T>
             }
             catch (Exception fault) when (!cancellation.IsCancellationRequested)
             {
-                GrainLog.DeliveryFailed(logger, batch.Count, delay.TotalSeconds, fault);
+                // A lost message heals by itself; anything else is a mistake in this program and must be seen.
+                var level = fault is TimeoutException or OrleansException ? LogLevel.Warning : LogLevel.Error;
+                GrainLog.DeliveryFailed(logger, level, batch.Count, delay.TotalSeconds, fault);
             }
             await Task.Delay(delay, time, cancellation);
             delay = delay * 2 < longestDelay ? delay * 2 : longestDelay;

@@ -215,6 +215,48 @@ public sealed class JobGrainTests
         Assert.Equal(JobPhase.Starting, (await cluster.Job("a").GetStatus()).Phase);
     }
 
+    [Fact]
+    public async Task Reports_FromThreadsOfTheirOwn_ArriveOnceAndInOrder()
+    {
+        const int numRanks = 4;
+        const int numSteps = 1500;
+        await using var cluster = await TrainingCluster.StartAsync(numRanks);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: numRanks));
+        var starts = await StartsAsync(cluster, numRanks);
+        var threads = starts.Select(start => new Thread(() =>
+        {
+            var worker = cluster.Workers[start.Rank];
+            worker.Report(FakeRankWorker.Started(start));
+            for (int iteration = 1; iteration <= numSteps; iteration++)
+                worker.Report(FakeRankWorker.Step(start, iteration));
+            worker.Report(new RankFinished(start.Attempt, start.Rank, numSteps, Completed: true));
+        })).ToList();
+        threads.ForEach(thread => thread.Start());
+        var seen = await cluster.WatchToEndAsync("a");
+        threads.ForEach(thread => thread.Join());
+        var steps = seen.OfType<JobStepDone>().Select(done => done.Step).ToList();
+        Assert.Equal(Enumerable.Range(1, numSteps).Select(index => (long)index), steps.Select(step => step.Iteration));
+        Assert.All(steps, step => Assert.Equal(10.0 * numRanks, step.TokenCount));
+        Assert.Equal(0, (await cluster.Job("a").GetStatus()).NumStaleMessages);
+    }
+
+    [Fact]
+    public async Task State_AfterTheGrainWasDropped_IsReadFromStorageAndWatchEnds()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(2, FakeRankWorker.TrainToEnd(3));
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 2));
+        await cluster.WatchToEndAsync("a");
+        var before = await cluster.Job("a").GetStatus();
+
+        await cluster.Grains.GetGrain<IManagementGrain>(0).ForceActivationCollection(TimeSpan.Zero);
+
+        var after = await cluster.Job("a").GetStatus();
+        Assert.Equal((before.Phase, before.Attempt, before.LastIteration, before.Outcome), (after.Phase, after.Attempt, after.LastIteration, after.Outcome));
+        var replay = await cluster.WatchToEndAsync("a");
+        Assert.Equal("read from storage", Assert.IsType<JobPhaseChanged>(Assert.Single(replay)).Reason);
+        Assert.Equal("this job is known already", (await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 2))).Message);
+    }
+
     private static async Task<List<StartRank>> StartsAsync(TrainingCluster cluster, int worldSize)
     {
         List<StartRank> starts = [];
