@@ -72,6 +72,7 @@ public sealed class GptModel : IDisposable
     /// </summary>
     /// <param name="hidden">[t, H] from the previous stage; null on the first.</param>
     /// <returns>[t, H] for the next stage, or the loss sum.</returns>
+    /// <exception cref="ConfigException">A sample is longer than the model's positions.</exception>
     public Tensor ForwardStage(Tensor? hidden, Saved saved)
     {
         using var scope = NewDisposeScope();
@@ -132,6 +133,9 @@ public sealed class GptModel : IDisposable
 
     private Tensor ForwardHidden(Tensor? hidden, Saved saved)
     {
+        if (saved.Context.Batch.MaxSeqLen is var longest && longest > Config.MaxPositionEmbeddings)
+            throw new ConfigException(
+                "MODEL022", $"A sample has {longest} tokens, but the model has max_position_embeddings = {Config.MaxPositionEmbeddings}; choose a smaller max_length.");
         if (embedding is not null)
         {
             var embedded = embedding.Forward(saved.Context.TokenIds);

@@ -1,4 +1,3 @@
-using System.Globalization;
 using System.Text.Json;
 using Megatron.Compute.Configuration;
 
@@ -9,6 +8,8 @@ namespace Megatron.Compute.Models;
 /// <param name="source">Path for messages.</param>
 internal sealed class HfConfigFields(JsonElement root, string source)
 {
+    private const int MaxShownLength = 100;
+
     private readonly List<ConfigError> errors = [];
 
     public string Source => source;
@@ -100,6 +101,10 @@ internal sealed class HfConfigFields(JsonElement root, string source)
         return 1;
     }
 
-    private static string Show(JsonElement? value) =>
-        value is { } given ? string.Create(CultureInfo.InvariantCulture, $"{given.GetRawText()}") : "null";
+    /// <summary>The value as the file has it, on one line and not longer than a message bears.</summary>
+    private static string Show(JsonElement? value)
+    {
+        var text = value is { } given ? JsonSerializer.Serialize(given) : "null";
+        return text.Length <= MaxShownLength ? text : $"{text.AsSpan(0, MaxShownLength)}…";
+    }
 }

@@ -81,7 +81,10 @@ public sealed record ParameterTraits
     /// <summary>Split over the tensor-parallel group; otherwise replicated there and counted once in norms.</summary>
     public bool IsTensorSharded { get; init; }
 
-    /// <summary>Replicated over TP but fed by sequence-sharded activations: its gradient is summed over the TP group.</summary>
+    /// <summary>
+    /// Replicated over TP, but its gradient on one rank covers that rank's tokens (norms under sequence parallelism) or heads (q/k norms) only:
+    /// it is summed over the TP group.
+    /// </summary>
     public bool IsSequenceParallel { get; init; }
 
     /// <summary>Belongs to experts: reduced over the expert-data-parallel group.</summary>
