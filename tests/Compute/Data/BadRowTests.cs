@@ -50,6 +50,7 @@ public sealed class BadRowTests : IDisposable
     [InlineData("""{"query":"Q\ud83d","response":"A"}""", "DATA006", "\\ud83d")]
     [InlineData("""{"query":"Q\ude00","response":"A"}""", "DATA006", "\\ude00")]
     [InlineData("""{"query":"Q\\ud83d","response":"A\ud83dx"}""", "DATA006", "\\ud83d")]
+    [InlineData("""{"messages":"[{\"role\":\"assistant\",\"content\":\"\\ud83d\"}]"}""", "DATA006", "the escape \\ud83d in the text of messages")]
     public void Strict_BadRow_EndsTheRunWithCodeAndPlace(string row, string code, string expected)
     {
         var path = _folder.Write("rows.jsonl", DataFolder.GoodRow + "\n" + row + "\n" + DataFolder.GoodRow + "\n");
@@ -80,6 +81,8 @@ public sealed class BadRowTests : IDisposable
     [InlineData("header.csv", "query,response\n", "DATA008")]
     [InlineData("zero.csv", "", "DATA008")]
     [InlineData("broken.json", "[{\"text\":\"a\"},\n{\"text\":}]", "DATA001")]
+    [InlineData("nul.json", "[{\"text\":\"a\"},\n{\"text\":\"\0\"}]", "DATA006")]
+    [InlineData("nul.csv", "query,response\na,\0\n", "DATA006")]
     [InlineData("open.json", "[{\"text\":\"a\"}", "DATA001")]
     [InlineData("after.json", "[{\"text\":\"a\"}] x", "DATA001")]
     [InlineData("fields.csv", "query,response\na,b,c\n", "DATA012")]

@@ -31,14 +31,17 @@ internal static class JsonValues
     /// <summary>
     /// A list, or the list that a string holds as JSON: csv has no other way to carry one. The result outlives the row's document.
     /// </summary>
-    /// <exception cref="RowException">DATA003: it is no list.</exception>
+    /// <exception cref="RowException">DATA003 (it is no list), DATA006 (an escape in it that is no character).</exception>
     public static JsonElement List(JsonElement value, string what)
     {
         if (value.ValueKind == JsonValueKind.String)
         {
             try
             {
-                value = JsonElement.Parse(value.GetString() ?? "");
+                var inner = Encoding.UTF8.GetBytes(value.GetString() ?? "");
+                if (JsonEscapes.FindBad(inner, out var escape) >= 0)
+                    throw new RowException("DATA006", "not Unicode text", $"the escape {escape} in the text of {what} stands for no character; remove it.");
+                value = JsonElement.Parse(inner);
             }
             catch (JsonException)
             {

@@ -15,11 +15,7 @@ internal static class CsvRows
     /// <exception cref="ConfigException">DATA006 (not UTF-8), DATA008 (no rows), DATA012 (not csv).</exception>
     public static MemoryRows Read(string path)
     {
-        var bytes = FileBytes.ReadAll(path);
-        var bad = FileBytes.FindNoText(bytes, out var what);
-        if (bad >= 0)
-            throw new ConfigException("DATA006", $"{path}:{1 + bytes.AsSpan(0, bad).Count((byte)'\n')}: {what}, at byte {bad} of the text; save the file as UTF-8.");
-
+        var bytes = FileBytes.ReadText(path);
         var parser = new Parser(path, bytes);
         var header = parser.Next(out _) ?? throw new ConfigException("DATA008", $"{path} holds no rows: it is empty; check the path.");
         var rows = new List<(int, ReadOnlyMemory<byte>)>();

@@ -52,9 +52,9 @@ internal static class FileBytes
         }
     }
 
-    /// <summary>The whole file without its byte order mark.</summary>
-    /// <exception cref="ConfigException">DATA011: more than an array can hold.</exception>
-    public static byte[] ReadAll(string path)
+    /// <summary>The whole of a text file without its byte order mark.</summary>
+    /// <exception cref="ConfigException">DATA006 (not UTF-8), DATA011 (more than an array can hold).</exception>
+    public static byte[] ReadText(string path)
     {
         using var file = Open(path);
         var offset = SkipByteOrderMark(path, file);
@@ -63,7 +63,9 @@ internal static class FileBytes
             throw new ConfigException("DATA011", $"{path} has {length} bytes, too many to be read as a whole; convert it to jsonl (one row per line).");
         var bytes = new byte[length];
         ReadExactly(file, bytes, offset);
-        return bytes;
+        var bad = FindNoText(bytes, out var what);
+        return bad < 0 ? bytes : throw new ConfigException("DATA006",
+            $"{path}:{1 + bytes.AsSpan(0, bad).Count((byte)'\n')}: {what}, at byte {offset + bad} of the file; save the file as UTF-8.");
     }
 
     /// <summary>Offset of the first NUL or byte that is not UTF-8 and what it is, or −1.</summary>

@@ -23,10 +23,10 @@ internal static class JsonArrayReader
     }
 
     /// <summary>Splits the array into its elements.</summary>
-    /// <exception cref="ConfigException">DATA001 (not JSON), DATA008 (empty), DATA011 (too large).</exception>
+    /// <exception cref="ConfigException">DATA001 (not JSON), DATA006 (not UTF-8), DATA008 (empty), DATA011 (too large).</exception>
     public static MemoryRows Read(string path)
     {
-        var bytes = FileBytes.ReadAll(path);
+        var bytes = FileBytes.ReadText(path);
         try
         {
             var rows = Split(bytes);
