@@ -1,3 +1,5 @@
+using System.IO.Hashing;
+using System.Text;
 using Megatron.Compute.Configuration;
 
 namespace Megatron.Compute.Checkpointing;
@@ -41,16 +43,29 @@ public sealed record CheckpointManifest
     /// <summary>True when the checkpoint can continue a run, false when it holds weights only.</summary>
     public bool HasOptimizerState() => State.Count > 0;
 
-    /// <summary>The bytes of the file.</summary>
-    public byte[] ToJson() => StrictJson.Write(this);
+    /// <summary>The bytes of the file: one JSON object whose last property is the XxHash128 of everything before it.</summary>
+    public byte[] ToJson() => Seal(StrictJson.Write(this));
 
     /// <summary>Parses and checks a manifest: its form, its version, its names, and that slices cover every tensor exactly once.</summary>
     /// <param name="json">Bytes of the file, at most 64 MiB.</param>
     /// <param name="source">Named in error messages.</param>
-    /// <exception cref="ConfigException">CKPT010 form, CKPT011 version, CKPT012 content, CKPT013 slices.</exception>
+    /// <exception cref="ConfigException">CKPT010 form, CKPT011 version, CKPT012 content, CKPT013 slices, CKPT014 hash.</exception>
     public static CheckpointManifest Parse(ReadOnlySpan<byte> json, string source)
     {
         if (json.Length > StrictJson.FileBytesMax) throw new ConfigException("CKPT010", $"{source} has {json.Length} bytes, at most {StrictJson.FileBytesMax} are read; the file is damaged.");
+        return ParseContent(Unseal(json, source), source);
+    }
+
+    /// <summary>Adds the hash to a JSON object.</summary>
+    internal static byte[] Seal(ReadOnlySpan<byte> json)
+    {
+        var content = json[..^1];
+        return [.. content, .. SealStart, .. Encoding.ASCII.GetBytes(Convert.ToHexStringLower(XxHash128.Hash(content))), .. "\"}"u8];
+    }
+
+    /// <summary>Parses and checks the JSON object without its hash.</summary>
+    internal static CheckpointManifest ParseContent(ReadOnlySpan<byte> json, string source)
+    {
         var version = StrictJson.Parse<VersionOnly>(json, "CKPT010", source).FormatVersion;
         if (version != CurrentVersion)
             throw new ConfigException("CKPT011", $"{source} has format version {version}, this program reads {CurrentVersion}; use the program version that wrote it.");
@@ -58,6 +73,19 @@ public sealed record CheckpointManifest
         ManifestCheck.Run(manifest, source);
         return manifest;
     }
+
+    private static ReadOnlySpan<byte> Unseal(ReadOnlySpan<byte> json, string source)
+    {
+        var contentBytes = json.Length - (SealStart.Length + 32 + 2);
+        if (contentBytes < 1 || !json[contentBytes..].StartsWith(SealStart))
+            throw new ConfigException("CKPT010", $"{source} does not end with its hash; it is torn or was edited.");
+        var content = json[..contentBytes];
+        if (!Seal([.. content, (byte)'}']).AsSpan().SequenceEqual(json))
+            throw new ConfigException("CKPT014", $"{source} is not what was saved (hash differs); it is damaged or was edited.");
+        return (byte[])[.. content, (byte)'}'];
+    }
+
+    private static ReadOnlySpan<byte> SealStart => ",\"manifestHash\":\""u8;
 
     private sealed class VersionOnly
     {

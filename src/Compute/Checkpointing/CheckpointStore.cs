@@ -63,15 +63,21 @@ public sealed class CheckpointStore
 
     /// <summary>
     /// Makes the save a checkpoint: re-reads lengths, hashes the weight files, writes the manifest, syncs, renames, updates the hint. Called
-    /// once, by rank 0, after the control plane holds the parts of all ranks.
+    /// by rank 0 after the control plane holds the parts of all ranks; repeating it after success changes nothing.
     /// </summary>
     /// <returns>The final folder and its manifest.</returns>
     /// <exception cref="IOException">A file is missing or has another length, the attempt is stale, or the disk failed: nothing is committed.</exception>
     public StoredCheckpoint Commit(string saveId, RunFacts run, IReadOnlyList<RankPart> parts)
     {
         var temporary = TemporaryFolder(run.Attempt, saveId);
-        if (!Directory.Exists(temporary)) throw new IOException($"The save {saveId} of attempt {run.Attempt} has no folder {temporary}; it was never begun or already committed.");
         var previous = NewestManifest();
+        if (!Directory.Exists(temporary))
+        {
+            // The command may arrive twice; the second time finds the work done.
+            if (previous is { } last && last.Manifest.SaveId == saveId && last.Manifest.Run.Attempt == run.Attempt && last.Manifest.Run.JobId == run.JobId)
+                return new StoredCheckpoint(last.Folder, last.Manifest);
+            throw new IOException($"The save {saveId} of attempt {run.Attempt} has no folder {temporary}; it was never begun.");
+        }
         if (previous is { } newest && newest.Manifest.Run.JobId == run.JobId && newest.Manifest.Run.Attempt > run.Attempt)
             throw new IOException($"Attempt {run.Attempt} of job {run.JobId} may not commit: attempt {newest.Manifest.Run.Attempt} has committed {newest.Folder}.");
         var manifest = BuildManifest(temporary, saveId, run, parts, previous?.Hash);

@@ -117,7 +117,10 @@ public sealed class CheckpointReaderTests
         Refused(sound, "CKPT010", json => json["state"]![0]!["slices"]![0]!["kind"] = "weights");
         Refused(sound, "CKPT010", json => json["state"]![0]!["slices"]![0]!["kind"] = 1);
         foreach (var text in new[] { "", "{", "null", "[]", "{\"formatVersion\":1}", "\ufeff{}", "{\"formatVersion\":1,\"formatVersion\":1}" })
+        {
             Assert.Throws<ConfigException>(() => CheckpointManifest.Parse(Encoding.UTF8.GetBytes(text), "edited"));
+            Assert.Throws<ConfigException>(() => CheckpointManifest.Parse(CheckpointManifest.Seal([.. Encoding.UTF8.GetBytes(text), (byte)'}']), "edited"));
+        }
     }
 
     [Fact]
@@ -128,13 +131,15 @@ public sealed class CheckpointReaderTests
         var random = new Random(seed);
         using var folder = new TemporaryFolder();
         var sound = CheckpointSample.Save(new CheckpointStore(folder.Root, TimeProvider.System), 1, ranks: 2).Manifest.ToJson();
+        sound = [.. sound[..sound.AsSpan().IndexOf(",\"manifestHash"u8)], (byte)'}'];
         var accepted = 0;
         for (var i = 0; i < 20_000; i++)
         {
             var bytes = Mutation.Mutate(sound, random);
             try
             {
-                CheckpointManifest.Parse(bytes, "fuzz");
+                Assert.Throws<ConfigException>(() => CheckpointManifest.Parse(bytes, "fuzz"));
+                CheckpointManifest.ParseContent(bytes, "fuzz");
                 accepted++;
             }
             catch (ConfigException)
@@ -152,8 +157,9 @@ public sealed class CheckpointReaderTests
     private static void Refused(byte[] sound, string code, Action<JsonObject> edit)
     {
         var json = JsonNode.Parse(sound)!.AsObject();
+        json.Remove("manifestHash");
         edit(json);
-        var exception = Assert.Throws<ConfigException>(() => CheckpointManifest.Parse(Encoding.UTF8.GetBytes(json.ToJsonString()), "edited"));
+        var exception = Assert.Throws<ConfigException>(() => CheckpointManifest.Parse(CheckpointManifest.Seal(Encoding.UTF8.GetBytes(json.ToJsonString())), "edited"));
         Assert.All(exception.Errors, error => Assert.Equal(code, error.Code));
     }
 }
