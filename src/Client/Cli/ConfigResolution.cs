@@ -15,14 +15,19 @@ public static class ConfigResolution
     public static TrainingConfig Complete(TrainingConfig config, string verb, GivenOptions given)
     {
         config = WithFullPaths(config) with { System = ReadText("system", config.System), ResponsePrefix = Unescape(config.ResponsePrefix) };
-        if (verb == "pt")
-        {
-            if (config.UseChatTemplate && given.Contains("use_chat_template"))
-                throw new ConfigException("CFG006", "--use_chat_template = true does not go with megatron pt, which trains on plain text; use megatron sft.");
-            config = config with { UseChatTemplate = false };
-        }
-
+        if (verb == "pt") config = AsPlainText(config, given);
         return ArgsChain.Fill(config, given).Config;
+    }
+
+    /// <summary>Pre-training knows no chat template, and every token carries loss.</summary>
+    private static TrainingConfig AsPlainText(TrainingConfig config, GivenOptions given)
+    {
+        var errors = new List<ConfigError>();
+        if (config.UseChatTemplate && given.Contains("use_chat_template"))
+            errors.Add(new("CFG006", "--use_chat_template = true does not go with megatron pt, which trains on plain text; use megatron sft."));
+        if (config.LossScale != "all" && given.Contains("loss_scale"))
+            errors.Add(new("CFG006", $"--loss_scale = {config.LossScale} does not go with megatron pt, where all tokens carry loss; leave it out."));
+        return errors.Count == 0 ? config with { UseChatTemplate = false, LossScale = "all" } : throw new ConfigException(errors);
     }
 
     /// <summary>Relative paths belong to the folder in which the command was typed, not to that of a silo.</summary>

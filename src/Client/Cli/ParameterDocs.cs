@@ -34,6 +34,7 @@ public static class ParameterDocs
         - `date_string` fixes the date in the prompts of Llama 3.1 and later.
         - `moe_router_dtype` is fp32, as in later versions.
         - `output_dir` means `save` and `mcore_model` means `load` in `sft` and `pt`; in `export` they are options of their own.
+        - `megatron pt` sets `use_chat_template false` and `loss_scale all` and refuses other values instead of overriding them.
         - Samples are always joined without padding, so `padding_free` and `padding_side` change nothing.
 
         """;

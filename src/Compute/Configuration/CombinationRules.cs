@@ -140,6 +140,8 @@ internal static class CombinationRules
             Add(errors, Text($"--packing_length = {pack} needs --packing true; add it or leave packing_length out."));
         if (config is { Packing: true, PackingLength: { } length, MaxLength: { } longest } && longest > length)
             Add(errors, Text($"--packing_length = {length} is below --max_length = {longest}; give at least {longest}."));
+        if (config.TruncationStrategy == "split" && config.UseChatTemplate)
+            Add(errors, "--truncation_strategy = split cuts plain text up and is for megatron pt only; use delete, left or right.");
         if (config.Resume && config.Finetune)
             Add(errors, "--resume = true and --finetune = true exclude each other; give one of them.");
         if (config.OptimizerCpuOffload && config.Optimizer == "sgd")

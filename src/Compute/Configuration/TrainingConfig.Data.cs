@@ -24,7 +24,7 @@ public sealed partial record TrainingConfig
     [Option("val_dataset_shuffle", "Shuffle the validation rows.", Data)]
     public bool ValDatasetShuffle { get; init; }
 
-    [Option("dataset_num_proc", "Threads that read and encode rows.", Data, Effect = OptionEffect.SpeedOnly)]
+    [Option("dataset_num_proc", "Threads that encode rows.", Data)]
     public int DatasetNumProc { get; init; } = 1;
 
     [Option("load_from_cache_file", "Reuse encoded rows of an earlier run.", Data, Effect = OptionEffect.SpeedOnly)]

@@ -21,6 +21,7 @@ public sealed class MegatronCliTests : IDisposable
     [InlineData("sft --config missing.yaml", "error: CFG011 The configuration file missing.yaml cannot be read")]
     [InlineData("sft --system missing.txt", "error: CFG011 --system = missing.txt cannot be read")]
     [InlineData("pt --use_chat_template true", "error: CFG006 --use_chat_template = true does not go with megatron pt")]
+    [InlineData("pt --loss_scale last_round", "error: CFG006 --loss_scale = last_round does not go with megatron pt")]
     [InlineData("sft --dataset a --model . --train_iters 1 --packing", "error: CFG004 --packing = true is not supported yet; use false.")]
     public async Task RunAsync_BadInput_IsOneSentenceAndExitCode2(string line, string start)
     {
@@ -118,7 +119,13 @@ public sealed class MegatronCliTests : IDisposable
         File.WriteAllText(file, "from\nfile\\n");
         Assert.Equal("from\nfile\\n", ConfigResolution.Complete(new TrainingConfig { System = file }, "sft", GivenOptions.None).System);
         Assert.Equal("a\nb", ConfigResolution.Complete(new TrainingConfig { System = "a\\nb" }, "sft", GivenOptions.None).System);
-        Assert.False(ConfigResolution.Complete(new TrainingConfig(), "pt", GivenOptions.None).UseChatTemplate);
+    }
+
+    [Fact]
+    public void Complete_Pt_IsPlainTextWithLossOnAllTokens()
+    {
+        var config = ConfigResolution.Complete(new TrainingConfig(), "pt", GivenOptions.None);
+        Assert.Equal(new TrainingConfig { UseChatTemplate = false, LossScale = "all" }, config);
     }
 
     private static async Task<(int Code, string Output, string Error)> Run(params string[] arguments)

@@ -115,6 +115,8 @@ public sealed class ConfigValidatorTests
         { """{"packing_length": 100}""", 1, "d", "CFG006 --packing_length = 100 needs --packing true; add it or leave packing_length out." },
         { """{"packing": true, "packing_length": 100, "max_length": 200}""", 1, "d",
             "CFG006 --packing_length = 100 is below --max_length = 200; give at least 200." },
+        { """{"truncation_strategy": "split"}""", 1, "d",
+            "CFG006 --truncation_strategy = split cuts plain text up and is for megatron pt only; use delete, left or right." },
         { """{"resume": true, "finetune": true}""", 1, "d", "CFG006 --resume = true and --finetune = true exclude each other; give one of them." },
         { """{"group_query_attention": false, "num_query_groups": 2, "num_attention_heads": 4}""", 1, "n",
             "CFG006 --group_query_attention = false contradicts --num_query_groups = 2 below --num_attention_heads = 4; leave it out." },
