@@ -16,7 +16,7 @@ namespace Megatron.Compute.Optimizers;
 public sealed class MixedPrecisionOptimizer : IDisposable
 {
     /// <summary>Elements updated at a time: small enough for a core's cache on a CPU, 16 MiB of temporaries on a device.</summary>
-    private const long ChunkLengthCpu = 1L << 16;
+    private const long ChunkLengthCpu = 1L << 17;
 
     private const long ChunkLengthDevice = 1L << 22;
 

@@ -35,7 +35,6 @@ public sealed class PrefixedRendezvousStoreTests : RendezvousStoreContract
 {
     protected override IStorePair Open() => new Pair(new InProcessRendezvousStore());
 
-    // Short enough that the longest key of the contract's limits is judged with the prefix in front.
     private sealed record Pair(InProcessRendezvousStore Store) : IStorePair
     {
         public IRendezvousStore First { get; } = new PrefixedRendezvousStore(Store, "attempt-1/");
