@@ -14,6 +14,8 @@ public sealed class GoldenTests
 {
     private const double LogitsTolerance = 2e-4, LossTolerance = 1e-5, GradientTolerance = 1e-4;
 
+    private const int GreedyPromptTokens = 16;
+
     public static TheoryData<string> DenseModels => ["qwen2.5-dense", "qwen3-dense", "llama3.1-dense"];
 
     [Theory, MemberData(nameof(DenseModels))]
@@ -57,6 +59,24 @@ public sealed class GoldenTests
                 numCompared++;
             }
         Assert.Equal(golden.NumWeights, numCompared);
+    }
+
+    [Theory, MemberData(nameof(DenseModels))]
+    public void GreedyTokens_DenseModel_EqualHuggingFace(string name)
+    {
+        using var leaks = LeakCheck.Start();
+        using var golden = new GoldenFolder(name);
+        using var scope = NewDisposeScope();
+        var expected = golden.Expected("greedy.ids").data<long>().ToArray();
+        var tokens = golden.Expected("input_ids").data<long>().ToArray()[..GreedyPromptTokens].ToList();
+        while (tokens.Count < expected.Length)
+        {
+            var row = TestBatches.FromUnshifted([[.. tokens]], [[.. tokens]]);
+            using var context = new ForwardContext(row, CPU, step: 0, isTraining: false, lossFactor: 1, auxiliaryLossFactor: 1);
+            using var saved = new Saved(context);
+            tokens.Add(golden.Model.ForwardLogits(null, saved).narrow(0, tokens.Count - 1, 1).argmax().item<long>());
+        }
+        Assert.Equal(expected, tokens);
     }
 
     /// <summary>A golden folder with its model loaded in fp32 on one rank.</summary>

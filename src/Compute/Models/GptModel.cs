@@ -53,7 +53,8 @@ public sealed class GptModel : IDisposable
             Config = config, Parallel = parallel, Region = region, Weights = new ParameterFactory(options.Dtype, options.Device), Rotary = rotary,
             Attention = options.Attention, Recompute = options.Recompute, Seed = options.Seed,
         };
-        if (stage.HasEmbedding) embedding = new VocabParallelEmbedding(CreateVocabularyWeight(context, HfTensorNames.Embedding, isDuplicate: false), region);
+        if (stage.HasEmbedding)
+            embedding = new VocabParallelEmbedding(CreateVocabularyWeight(context, HfTensorNames.Embedding, isDuplicate: false), region);
         embeddingDropout = new Dropout(config.HiddenDropout, options.Seed, layerIndex: 0, DropoutStream.Embedding);
         layers = CreateLayers(context, stage);
         if (stage.HasHead)
@@ -135,7 +136,8 @@ public sealed class GptModel : IDisposable
     {
         if (saved.Context.Batch.MaxSeqLen is var longest && longest > Config.MaxPositionEmbeddings)
             throw new ConfigException(
-                "MODEL022", $"A sample has {longest} tokens, but the model has max_position_embeddings = {Config.MaxPositionEmbeddings}; choose a smaller max_length.");
+                "MODEL022",
+                $"A sample has {longest} tokens, but the model has max_position_embeddings = {Config.MaxPositionEmbeddings}; choose a smaller max_length.");
         if (embedding is not null)
         {
             var embedded = embedding.Forward(saved.Context.TokenIds);

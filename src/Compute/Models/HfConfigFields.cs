@@ -64,7 +64,8 @@ internal sealed class HfConfigFields(JsonElement root, string source)
     public IReadOnlyList<int> IntegersOr(string key, IReadOnlyList<int> fallback)
     {
         if (Find(key) is not { } value) return fallback;
-        if (value.ValueKind == JsonValueKind.Array && value.EnumerateArray().All(item => item.ValueKind == JsonValueKind.Number && item.TryGetInt32(out _)))
+        if (value.ValueKind == JsonValueKind.Array
+            && value.EnumerateArray().All(item => item.ValueKind == JsonValueKind.Number && item.TryGetInt32(out _)))
             return [.. value.EnumerateArray().Select(item => item.GetInt32())];
         Refuse(key, "is not a list of whole numbers");
         return fallback;

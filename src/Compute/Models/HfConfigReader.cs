@@ -44,9 +44,9 @@ public static class HfConfigReader
     private static HfConfig Read(HfConfigFields fields)
     {
         var architecture = fields.Architecture();
-        var family = ModelRegistry.Find(architecture) ?? throw new ConfigException(
-            "MODEL003",
-            $"{fields.Source}: architecture {architecture} is not supported; choose one of {string.Join(", ", ModelRegistry.Families.Select(known => known.Architecture))}.");
+        var supported = string.Join(", ", ModelRegistry.Families.Select(known => known.Architecture));
+        var family = ModelRegistry.Find(architecture)
+            ?? throw new ConfigException("MODEL003", $"{fields.Source}: architecture {architecture} is not supported; choose one of {supported}.");
 
         HfConfigRefusals.Check(fields, family);
         var model = ReadModel(fields, family);

@@ -16,7 +16,10 @@ internal static class HfConfigRefusals
 
     /// <summary>Only false (or absent) is computed.</summary>
     private static readonly string[] mustBeFalse =
-        ["mlp_bias", "use_qk_norm", "alibi", "use_mrope", "rope_interleaved", "use_bidirectional_attention", "add_cross_attention", "is_encoder_decoder", "parallel_attn"];
+    [
+        "mlp_bias", "use_qk_norm", "alibi", "use_mrope", "rope_interleaved", "use_bidirectional_attention", "add_cross_attention",
+        "is_encoder_decoder", "parallel_attn",
+    ];
 
     /// <summary>Multipliers of other families: only 1 (or absent) is computed.</summary>
     private static readonly string[] mustBeOne =
@@ -38,7 +41,8 @@ internal static class HfConfigRefusals
 
     private static void CheckActivation(HfConfigFields fields)
     {
-        if (fields.Has("hidden_act") && fields.Text("hidden_act") is not ("silu" or "swish")) fields.Refuse("hidden_act", "is not supported; only silu is");
+        if (fields.Has("hidden_act") && fields.Text("hidden_act") is not ("silu" or "swish"))
+            fields.Refuse("hidden_act", "is not supported; only silu is");
     }
 
     private static void CheckBiases(HfConfigFields fields, ModelFamily family)
@@ -58,7 +62,8 @@ internal static class HfConfigRefusals
             return;
         }
         var firstWindowLayer = fields.NumberOr("max_window_layers", 0);
-        if (fields.Flag("use_sliding_window") && fields.NumberOr("sliding_window", 0) > 0 && firstWindowLayer < fields.NumberOr("num_hidden_layers", 0))
+        var hasWindow = fields.Flag("use_sliding_window") && fields.NumberOr("sliding_window", 0) > 0;
+        if (hasWindow && firstWindowLayer < fields.NumberOr("num_hidden_layers", 0))
             fields.Refuse("sliding_window", $"is used from layer {firstWindowLayer} on, which is not supported; choose a model with full attention");
     }
 }

@@ -30,7 +30,8 @@ internal static class HfRotaryReader
     private static RotaryConfig ReadScaling(Section section, double theta, int maxPositions)
     {
         var type = section.Text("rope_type") ?? section.Text("type") ?? "default";
-        if (!supportedTypes.Contains(type)) section.Refuse(section.Text("rope_type") is null ? "type" : "rope_type", $"is not supported; supported are {string.Join(", ", supportedTypes)}");
+        var typeKey = section.Text("rope_type") is null ? "type" : "rope_type";
+        if (!supportedTypes.Contains(type)) section.Refuse(typeKey, $"is not supported; supported are {string.Join(", ", supportedTypes)}");
         if (section.NumberOr("partial_rotary_factor", 1) != 1) section.Refuse("partial_rotary_factor", "is not supported; choose another model");
         if (section.Find("mrope_section") is not null) section.Refuse("mrope_section", "is not supported; choose another model");
 

@@ -1,6 +1,8 @@
 namespace Megatron.Compute.Models;
 
-/// <summary>Names of tensors in Hugging Face checkpoints of the Qwen and Llama families; layers hang their own names below <see cref="Layer"/>.</summary>
+/// <summary>
+/// Names of tensors in Hugging Face checkpoints of the Qwen and Llama families; layers hang their own names below <see cref="Layer"/>.
+/// </summary>
 public static class HfTensorNames
 {
     /// <summary>[V, H].</summary>

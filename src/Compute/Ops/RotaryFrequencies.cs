@@ -68,7 +68,8 @@ public static class RotaryFrequencies
     private static double YarnMagnitude(RotaryConfig config)
     {
         if (config.AttentionFactor is { } given) return given;
-        if (config.MScale is > 0 and { } scale && config.MScaleAllDim is > 0 and { } all) return MScale(config.Factor, scale) / MScale(config.Factor, all);
+        if (config.MScale is > 0 and { } scale && config.MScaleAllDim is > 0 and { } all)
+            return MScale(config.Factor, scale) / MScale(config.Factor, all);
         return MScale(config.Factor, 1);
     }
 

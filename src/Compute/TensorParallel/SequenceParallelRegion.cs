@@ -33,7 +33,10 @@ public sealed class SequenceParallelRegion(ProcessGroup group, bool sequencePara
         return output;
     }
 
-    /// <summary>Forward exit, and backward entry of the gradient: sums partial [T, H] over the group; [t, H] (reduce-scatter) or [T, H] (all-reduce, in place).</summary>
+    /// <summary>
+    /// Forward exit, and backward entry of the gradient: sums partial [T, H] over the group into [t, H] (reduce-scatter) or, in place, [T, H]
+    /// (all-reduce).
+    /// </summary>
     /// <param name="partial_TH">A tensor the caller owns; consumed.</param>
     /// <exception cref="InvalidOperationException">T does not divide by the group's size.</exception>
     public Tensor Reduce(Tensor partial_TH)

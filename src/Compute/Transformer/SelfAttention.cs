@@ -40,9 +40,9 @@ public sealed class SelfAttention : IInputRestorable
 
         var layout = new QkvLayout(config, prefix, numHeads, numGroups, rank);
         var weight = context.Weights.Create(
-            $"{prefix}.qkv_proj.weight", [layout.Rows, config.HiddenSize], layout.WeightBlocks(), new ParameterTraits { Decays = true, IsTensorSharded = true });
+            $"{prefix}.qkv_proj.weight", [layout.Rows, config.HiddenSize], layout.WeightBlocks(), Sharded(decays: true));
         var bias = config.AddQkvBias
-            ? context.Weights.Create($"{prefix}.qkv_proj.bias", [layout.Rows], layout.BiasBlocks(), new ParameterTraits { Decays = false, IsTensorSharded = true })
+            ? context.Weights.Create($"{prefix}.qkv_proj.bias", [layout.Rows], layout.BiasBlocks(), Sharded(decays: false))
             : null;
         qkv = new ColumnParallelLinear(weight, bias, context.Region);
         if (config.QkLayerNorm)
@@ -54,7 +54,8 @@ public sealed class SelfAttention : IInputRestorable
         core = new CoreAttention(
             shape, context.Attention, config.AttentionDropout, context.Seed, context.Recompute.Covers(RecomputeModules.CoreAttention));
         output = new RowParallelLinear(CreateOutputWeight(context, prefix, rank), context.Region);
-        Parameters = [.. qkv.Parameters, .. queryNorm is null || keyNorm is null ? Array.Empty<Parameter>() : [queryNorm, keyNorm], .. output.Parameters];
+        Parameter[] norms = queryNorm is null || keyNorm is null ? [] : [queryNorm, keyNorm];
+        Parameters = [.. qkv.Parameters, .. norms, .. output.Parameters];
     }
 
     /// <inheritdoc/>
@@ -132,8 +133,10 @@ public sealed class SelfAttention : IInputRestorable
     {
         var (hidden, total, local) = (context.Config.HiddenSize, context.Config.NumAttentionHeads * headDim, numHeads * headDim);
         var block = new TensorBlock($"{prefix}.o_proj.weight", [hidden, total], [0, rank * local], [hidden, local], 0);
-        return context.Weights.Create(block.Name, [hidden, local], [block], new ParameterTraits { Decays = true, IsTensorSharded = true });
+        return context.Weights.Create(block.Name, [hidden, local], [block], Sharded(decays: true));
     }
+
+    private static ParameterTraits Sharded(bool decays) => new() { Decays = decays, IsTensorSharded = true };
 
     /// <summary>Where the fused rows come from: q, k and v of the Hugging Face model, this rank's heads of each.</summary>
     private sealed record QkvLayout(ModelConfig Config, string Prefix, int NumHeads, int NumGroups, int Rank)
@@ -150,7 +153,8 @@ public sealed class SelfAttention : IInputRestorable
             var width = columns is [var single] ? single : 1;
             var zeros = new long[columns.Length];
             TensorBlock Part(string name, int heads, long rows, long firstRow) => new(
-                $"{Prefix}.{name}.{kind}", [(long)heads * Config.KvChannels, .. columns], [Rank * rows, .. zeros], [rows, .. columns], firstRow * width);
+                $"{Prefix}.{name}.{kind}",
+                [(long)heads * Config.KvChannels, .. columns], [Rank * rows, .. zeros], [rows, .. columns], firstRow * width);
             return
             [
                 Part("q_proj", Config.NumAttentionHeads, queryRows, 0),

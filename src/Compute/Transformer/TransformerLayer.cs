@@ -39,7 +39,8 @@ public sealed class TransformerLayer : ILayer
         attentionDropout = new Dropout(config.HiddenDropout, context.Seed, layerIndex, DropoutStream.AttentionOutput);
         mlpNorm = CreateNorm(context, $"{prefix}.post_attention_layernorm.weight");
         mlp = config.IsMoeLayer(layerIndex)
-            ? throw new ConfigException("MODEL021", $"Layer {layerIndex} of {config.Architecture} has experts; mixture-of-experts layers are not available yet, choose a dense model.")
+            ? throw new ConfigException(
+                "MODEL021", $"Layer {layerIndex} of {config.Architecture} has experts, which are not available yet; choose a dense model.")
             : new Mlp(context, $"{prefix}.mlp", config.FfnHiddenSize);
         if (context.Recompute.Covers(RecomputeModules.Mlp)) mlp = new CheckpointedBlock(mlp);
         mlpDropout = new Dropout(config.HiddenDropout, context.Seed, layerIndex, DropoutStream.MlpOutput);
