@@ -1,0 +1,89 @@
+using Megatron.Compute.Models;
+using Megatron.Compute.Ops;
+using Megatron.Compute.PipelineParallel;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Training;
+
+/// <summary>
+/// The model chunk(s) of this rank as the pipeline interpreter sees them: keeps the saved activations of each micro-batch in flight and
+/// sums the losses of the last stage.
+/// </summary>
+public sealed class GptPipelineStage : IPipelineStage, IDisposable
+{
+    private readonly GptModel model;
+    private readonly Action<ForwardContext> beforeBackwardWeight;
+    private readonly Tensor lossSum;
+    private readonly Stack<Saved> free = [];
+    private readonly Dictionary<(int MicroBatch, int Chunk), Saved> inFlight = [];
+    private IReadOnlyList<ForwardContext> contexts = [];
+
+    /// <param name="beforeBackwardWeight">Called before the weight gradients of a micro-batch are added: chooses the accumulator.</param>
+    public GptPipelineStage(GptModel model, Device device, Action<ForwardContext> beforeBackwardWeight)
+    {
+        (this.model, this.beforeBackwardWeight) = (model, beforeBackwardWeight);
+        lossSum = zeros([], dtype: float64, device: device).DetachFromDisposeScope();
+    }
+
+    /// <summary>Bytes of saved activations right now (walks every store: for tests and reports, not for the step).</summary>
+    public long SavedBytes => inFlight.Values.Sum(saved => saved.SizeBytes);
+
+    /// <summary>Takes the micro-batches of one step; the contexts still belong to the caller.</summary>
+    public void Begin(IReadOnlyList<ForwardContext> contexts)
+    {
+        this.contexts = contexts;
+        lossSum.zero_();
+    }
+
+    /// <summary>Cross-entropy summed over the targets of all micro-batches so far: fp64 scalar on the device, 0 on all but the last stage.</summary>
+    public Tensor LossSum => lossSum;
+
+    /// <inheritdoc/>
+    public Tensor Forward(int microBatch, int chunk, Tensor? input)
+    {
+        var saved = Rent(contexts[microBatch]);
+        inFlight.Add((microBatch, chunk), saved);
+        var output = model.ForwardStage(input, saved);
+        if (model.IsLastStage) lossSum.add_(output);
+        return output;
+    }
+
+    /// <inheritdoc/>
+    public Tensor? BackwardInput(int microBatch, int chunk, Tensor? gradOutput) => model.BackwardInput(gradOutput, inFlight[(microBatch, chunk)]);
+
+    /// <inheritdoc/>
+    public void BackwardWeight(int microBatch, int chunk)
+    {
+        inFlight.Remove((microBatch, chunk), out var saved);
+        if (saved is null) throw new InvalidOperationException($"BackwardWeight of micro-batch {microBatch}, chunk {chunk} without its forward.");
+        beforeBackwardWeight(saved.Context);
+        model.BackwardWeight(saved);
+        free.Push(saved);
+    }
+
+    /// <summary>Frees activations of a step that did not end, for example after a lost peer.</summary>
+    public void Abandon()
+    {
+        foreach (var saved in inFlight.Values)
+        {
+            saved.Drop();
+            free.Push(saved);
+        }
+        inFlight.Clear();
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        Abandon();
+        lossSum.Dispose();
+    }
+
+    private Saved Rent(ForwardContext context)
+    {
+        if (!free.TryPop(out var saved)) return new Saved(context);
+        saved.Reset(context);
+        return saved;
+    }
+}

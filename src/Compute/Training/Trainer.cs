@@ -1,0 +1,154 @@
+using Megatron.Compute.Data;
+using Megatron.Compute.Distributed;
+using Megatron.Compute.Models;
+using Megatron.Compute.Ops;
+using Megatron.Compute.Optimizers;
+using Megatron.Compute.PipelineParallel;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Training;
+
+/// <summary>What one optimizer step showed, on this rank.</summary>
+/// <param name="LossSum">Cross-entropy summed over this rank's targets (0 on all but the last stage).</param>
+/// <param name="TokenCount">Weight of those targets.</param>
+/// <param name="Optimizer">Norm, clip factor, skip.</param>
+public readonly record struct StepMetrics(double LossSum, double TokenCount, OptimizerStepResult Optimizer)
+{
+    /// <summary>Mean cross-entropy per target of this rank.</summary>
+    public double Loss => TokenCount == 0 ? 0 : LossSum / TokenCount;
+}
+
+/// <summary>Settings of the step that do not change during a run.</summary>
+public sealed record TrainerOptions
+{
+    /// <summary>See <see cref="LossScaling"/>.</summary>
+    public required bool PerTokenLoss { get; init; }
+
+    /// <summary>Accumulators of the gradient (DESIGN D12), at least 1.</summary>
+    public required int NumLogicalShards { get; init; }
+
+    public required OptimizerOptions Optimizer { get; init; }
+
+    /// <summary>Dynamic loss scale for fp16, else null.</summary>
+    public LossScalerOptions? LossScaler { get; init; }
+}
+
+/// <summary>
+/// One optimizer step: counts the targets of the global batch, runs the schedule over the micro-batches, reduces, clips, updates.
+/// Owns the gradient buffer and the optimizer; the model belongs to the caller. Lives on the rank's thread.
+/// </summary>
+public sealed class Trainer : IDisposable
+{
+    private readonly TrainerOptions options;
+    private readonly Device device;
+    private readonly GptPipelineStage stage;
+    private readonly PipelineInterpreter interpreter;
+    private readonly GradientBuffer gradients;
+
+    /// <summary>Masters, moments, loss scale, step count: what a checkpoint holds beside the weights.</summary>
+    public MixedPrecisionOptimizer Optimizer { get; }
+
+    public Trainer(GptModel model, ParallelState parallel, Device device, TrainerOptions options)
+    {
+        (this.options, this.device) = (options, device);
+        var layout = FlatLayout.Create(model.Parameters, parallel);
+        gradients = layout.CreateGradientBuffer(device, options.NumLogicalShards);
+        var scaler = options.LossScaler is null ? null : new LossScaler(options.LossScaler);
+        Optimizer = new MixedPrecisionOptimizer(layout, gradients, parallel, options.Optimizer, scaler);
+        stage = new GptPipelineStage(model, device, SelectLogicalShard);
+        interpreter = new PipelineInterpreter(stage, parallel);
+    }
+
+    /// <summary>
+    /// Forward, backward and update of one global batch.
+    /// </summary>
+    /// <param name="batch">This rank's share.</param>
+    /// <param name="learningRate">Of this step.</param>
+    public StepMetrics TrainStep(GlobalBatch batch, double learningRate)
+    {
+        using var scope = NewDisposeScope();
+        AccumulateGradients(batch);
+        Optimizer.ReduceGradients();
+        var update = Optimizer.Step(learningRate);
+        return Metrics(batch, update);
+    }
+
+    /// <summary>
+    /// Forward and backward without the update: leaves the summed, unreduced gradients in every parameter's main gradient.
+    /// </summary>
+    public void AccumulateGradients(GlobalBatch batch)
+    {
+        gradients.Zero();
+        var contexts = MakeContexts(batch, isTraining: true);
+        try
+        {
+            stage.Begin(contexts);
+            interpreter.Run(NoPipelining.Build(contexts.Length));
+        }
+        finally
+        {
+            stage.Abandon();
+            foreach (var context in contexts) context.Dispose();
+        }
+    }
+
+    /// <summary>Forward only, without dropout.</summary>
+    /// <returns>Cross-entropy summed over this rank's targets, and their weight.</returns>
+    public (double LossSum, double TokenCount) Evaluate(GlobalBatch batch)
+    {
+        using var scope = NewDisposeScope();
+        var contexts = MakeContexts(batch, isTraining: false);
+        try
+        {
+            stage.Begin(contexts);
+            interpreter.Run(NoPipelining.BuildForwardOnly(contexts.Length));
+            return (stage.LossSum.item<double>(), TokensOf(batch));
+        }
+        finally
+        {
+            stage.Abandon();
+            foreach (var context in contexts) context.Dispose();
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        stage.Dispose();
+        Optimizer.Dispose();
+        gradients.Dispose();
+    }
+
+    private StepMetrics Metrics(GlobalBatch batch, OptimizerStepResult update) =>
+        new(stage.LossSum.item<double>(), TokensOf(batch), update);
+
+    private ForwardContext[] MakeContexts(GlobalBatch batch, bool isTraining)
+    {
+        var contexts = new ForwardContext[batch.MicroBatches.Count];
+        for (var m = 0; m < contexts.Length; m++)
+        {
+            var microBatch = batch.MicroBatches[m];
+            var factor = LossScaling.Factor(
+                options.PerTokenLoss, batch.NumTargetTokensGlobal, WeightOf(microBatch), batch.NumMicroBatchesGlobal, Optimizer.LossScale);
+            var auxiliary = LossScaling.AuxiliaryFactor(batch.NumMicroBatchesGlobal, Optimizer.LossScale);
+            contexts[m] = new ForwardContext(microBatch, device, batch.Index, isTraining, factor, auxiliary);
+        }
+        return contexts;
+    }
+
+    // Micro-batch m of the global order belongs to logical shard m mod N, whichever rank runs it.
+    private void SelectLogicalShard(ForwardContext context)
+    {
+        if (options.NumLogicalShards > 1) gradients.SelectShard(context.Batch.GlobalMicroBatchIndex % options.NumLogicalShards);
+    }
+
+    private static double TokensOf(GlobalBatch batch)
+    {
+        var total = 0.0;
+        foreach (var microBatch in batch.MicroBatches) total += WeightOf(microBatch);
+        return total;
+    }
+
+    private static double WeightOf(MicroBatch batch) => batch.LossWeights is null ? batch.NumTargetTokens : batch.LossWeights.Sum(weight => (double)weight);
+}
