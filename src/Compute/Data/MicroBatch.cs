@@ -69,7 +69,11 @@ public sealed record GlobalBatch(
     int NumMicroBatchesGlobal,
     double NumTargetTokensGlobal,
     int NumSamplesGlobal,
-    ulong Hash);
+    ulong Hash)
+{
+    /// <summary>Index of this rank's first micro-batch in the global order; the others follow it.</summary>
+    public required int FirstMicroBatchIndex { get; init; }
+}
 
 /// <summary>
 /// The planned sequence of global batches. A pure function of (data fingerprint, settings, seed): the sequence does not depend on the

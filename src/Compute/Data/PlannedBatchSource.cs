@@ -71,7 +71,10 @@ public sealed class PlannedBatchSource : IGlobalBatchSource
         var microBatches = new MicroBatch[perRank];
         for (var m = 0; m < perRank; m++)
             microBatches[m] = BuildMicroBatch(_layout.DataParallelRank * perRank + m, samples, firstTokens, numTokens);
-        return new GlobalBatch(index, microBatches, numMicroBatches, targetWeight, indices.Length, Hash(indices, samples));
+        return new GlobalBatch(index, microBatches, numMicroBatches, targetWeight, indices.Length, Hash(indices, samples))
+        {
+            FirstMicroBatchIndex = _layout.DataParallelRank * perRank,
+        };
     }
 
     // A short batch still gives every rank the same number of micro-batches: expert-parallel ranks enter collectives together.

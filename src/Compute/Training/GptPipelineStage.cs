@@ -13,14 +13,14 @@ namespace Megatron.Compute.Training;
 public sealed class GptPipelineStage : IPipelineStage, IDisposable
 {
     private readonly GptModel model;
-    private readonly Action<ForwardContext> beforeBackwardWeight;
+    private readonly Action<int> beforeBackwardWeight;
     private readonly Tensor lossSum;
     private readonly Stack<Saved> free = [];
     private readonly Dictionary<(int MicroBatch, int Chunk), Saved> inFlight = [];
     private IReadOnlyList<ForwardContext> contexts = [];
 
-    /// <param name="beforeBackwardWeight">Called before the weight gradients of a micro-batch are added: chooses the accumulator.</param>
-    public GptPipelineStage(GptModel model, Device device, Action<ForwardContext> beforeBackwardWeight)
+    /// <param name="beforeBackwardWeight">Called with the index of the micro-batch before its weight gradients are added: chooses the accumulator.</param>
+    public GptPipelineStage(GptModel model, Device device, Action<int> beforeBackwardWeight)
     {
         (this.model, this.beforeBackwardWeight) = (model, beforeBackwardWeight);
         lossSum = zeros([], dtype: float64, device: device).DetachFromDisposeScope();
@@ -57,7 +57,7 @@ public sealed class GptPipelineStage : IPipelineStage, IDisposable
     {
         inFlight.Remove((microBatch, chunk), out var saved);
         if (saved is null) throw new InvalidOperationException($"BackwardWeight of micro-batch {microBatch}, chunk {chunk} without its forward.");
-        beforeBackwardWeight(saved.Context);
+        beforeBackwardWeight(microBatch);
         model.BackwardWeight(saved);
         free.Push(saved);
     }

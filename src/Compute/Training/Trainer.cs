@@ -45,6 +45,7 @@ public sealed class Trainer : IDisposable
     private readonly GptPipelineStage stage;
     private readonly PipelineInterpreter interpreter;
     private readonly GradientBuffer gradients;
+    private GlobalBatch current = new(0, [], 0, 0, 0, 0) { FirstMicroBatchIndex = 0 };
 
     /// <summary>Masters, moments, loss scale, step count: what a checkpoint holds beside the weights.</summary>
     public MixedPrecisionOptimizer Optimizer { get; }
@@ -80,6 +81,7 @@ public sealed class Trainer : IDisposable
     public void AccumulateGradients(GlobalBatch batch)
     {
         gradients.Zero();
+        current = batch;
         var contexts = MakeContexts(batch, isTraining: true);
         try
         {
@@ -137,10 +139,12 @@ public sealed class Trainer : IDisposable
         return contexts;
     }
 
-    // Micro-batch m of the global order belongs to logical shard m mod N, whichever rank runs it.
-    private void SelectLogicalShard(ForwardContext context)
+    // Shards are contiguous stretches of the global batch, so that a data-parallel rank holds whole shards (DESIGN D12).
+    private void SelectLogicalShard(int microBatch)
     {
-        if (options.NumLogicalShards > 1) gradients.SelectShard(context.Batch.GlobalMicroBatchIndex % options.NumLogicalShards);
+        if (options.NumLogicalShards == 1) return;
+        var index = (long)current.FirstMicroBatchIndex + microBatch;
+        gradients.SelectShard((int)(index * options.NumLogicalShards / current.NumMicroBatchesGlobal));
     }
 
     private static double TokensOf(GlobalBatch batch)
