@@ -1,0 +1,103 @@
+using Megatron.Compute.Checkpointing;
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Models;
+using Megatron.Compute.Tokenization;
+
+namespace Megatron.Compute.Training;
+
+/// <summary>A run that may be submitted: every open value of the configuration is filled and checked.</summary>
+/// <param name="Config">Resolved configuration; what the job is given and <c>args.json</c> holds.</param>
+/// <param name="Model">Architecture.</param>
+/// <param name="Notices">Lines for the user.</param>
+public sealed record PreparedRun(TrainingConfig Config, ModelConfig Model, IReadOnlyList<string> Notices)
+{
+    /// <summary>The run's folder, absolute.</summary>
+    public string Folder => Config.Save ?? throw new InvalidOperationException("The run has no folder.");
+}
+
+/// <summary>
+/// From what the user typed to a run that may start: the <c>args.json</c> chain, the model folder, dtype, template, derived defaults, all
+/// checks, the run's folder. Happens on the submitting side, before a device is touched; nothing is written until every check has passed.
+/// </summary>
+public static class RunPreparation
+{
+    /// <summary>Prepares <c>sft</c> or <c>pt</c>.</summary>
+    /// <param name="config">The configuration as parsed.</param>
+    /// <param name="given">Options that the user gave.</param>
+    /// <param name="isPretraining"><c>pt</c>: plain text, loss on all tokens.</param>
+    /// <param name="worldSize">Ranks of the job.</param>
+    /// <param name="time">Source of the folder's time stamp.</param>
+    /// <exception cref="ConfigException">Everything that is wrong, at once as far as it can be known.</exception>
+    public static PreparedRun Prepare(TrainingConfig config, GivenOptions given, bool isPretraining, int worldSize, TimeProvider time)
+    {
+        if (isPretraining) config = config with { UseChatTemplate = false, LossScale = "all", Template = config.Template ?? "default" };
+        if (config.Resume) config = WithNewestCheckpointOfSave(config);
+        var fill = ArgsChain.Fill(config, given);
+        config = fill.Config;
+        var missing = ConfigValidator.MissingForTraining(config);
+        if (missing.Count > 0) throw new ConfigException(missing);
+
+        var folder = ModelFolder.Find(config);
+        var hf = HfConfigReader.ReadFolder(folder);
+        var model = ModelConfigOverrides.Apply(hf.Model, config);
+        config = Resolve(config, hf, model, folder);
+        ConfigValidator.ThrowIfInvalid(config, model, worldSize);
+        RequireFiles(config);
+
+        config = config with { Save = RunFolder.Create(config.Save ?? DefaultSave(folder), config.AddVersion, time) };
+        config = config with { JobId = config.JobId ?? Path.GetFileName(config.Save) };
+        ArgsFile.Write(config.Save, config);
+        return new PreparedRun(config, model, fill.Notices);
+    }
+
+    /// <summary>Fills what follows from the model: dtype, template, lengths, intervals.</summary>
+    public static TrainingConfig Resolve(TrainingConfig config, HfConfig hf, ModelConfig model, string folder)
+    {
+        var dtype = config.TorchDtype ?? (config.Bf16 == true ? "bfloat16" : config.Fp16 == true ? "float16" : hf.Dtype ?? "float32");
+        var tokenizerFolder = config.Tokenizer ?? folder;
+        var template = config.Template
+            ?? ChatTemplates.ForModel(model.Architecture, model.ModelType, Path.GetFileName(folder), HfTokenizer.Load(tokenizerFolder)).Name;
+        ChatTemplates.Get(template);
+        return config with
+        {
+            Model = folder,
+            ModelType = model.ModelType,
+            TorchDtype = dtype,
+            Bf16 = dtype == "bfloat16",
+            Fp16 = dtype == "float16",
+            Template = template,
+            System = ReadSystem(config.System),
+            MaxLength = config.MaxLength ?? model.MaxPositionEmbeddings,
+            SeqLength = config.SeqLength ?? config.MaxLength ?? model.MaxPositionEmbeddings,
+            EvalInterval = config.EvalInterval ?? config.SaveInterval,
+            Load = config.Load is null ? null : Path.GetFullPath(config.Load),
+        };
+    }
+
+    private static string DefaultSave(string modelFolder) => Path.Combine("megatron_output", Path.GetFileName(modelFolder.TrimEnd('/')));
+
+    /// <summary>A path that ends in .txt is read; otherwise the two characters <c>\n</c> stand for a line break.</summary>
+    private static string? ReadSystem(string? system)
+    {
+        if (system is null || !system.EndsWith(".txt", StringComparison.Ordinal)) return system?.Replace("\\n", "\n", StringComparison.Ordinal);
+        return File.Exists(system)
+            ? File.ReadAllText(system)
+            : throw new ConfigException("CFG050", $"system = {system} is no file; give the text itself or the path of a .txt file.");
+    }
+
+    private static void RequireFiles(TrainingConfig config)
+    {
+        if (config.Load is { } load && config.ExitOnMissingCheckpoint && new CheckpointStore(load).FindNewest() is null)
+            throw new ConfigException("CKPT002", $"load = {load} has no checkpoint; name the folder that holds latest_checkpointed_iteration.txt, or give --exit_on_missing_checkpoint false.");
+    }
+
+    private static TrainingConfig WithNewestCheckpointOfSave(TrainingConfig config)
+    {
+        if (config.Save is null) throw new ConfigException("CFG051", "resume continues the newest run below --save; give --save.");
+        var root = Path.GetFullPath(config.Save);
+        string[] candidates = Directory.Exists(root) ? [root, .. Directory.GetDirectories(root, "v*")] : [];
+        var newest = candidates.Where(folder => new CheckpointStore(folder).FindNewest() is not null).MaxBy(Directory.GetLastWriteTimeUtc)
+            ?? throw new ConfigException("CKPT002", $"save = {root} has no checkpoint to resume from; start without --resume.");
+        return config with { Load = newest, Finetune = false };
+    }
+}

@@ -1,0 +1,133 @@
+using System.Diagnostics;
+using Megatron.Compute.Data;
+
+namespace Megatron.Compute.Training;
+
+/// <summary>
+/// One attempt of a training job on one rank: sets up, steps, evaluates, saves, and answers commands between steps. All of it runs on the
+/// rank's thread; only <see cref="Abort"/> comes from another.
+/// </summary>
+public sealed class TrainingRun : IRankProgram
+{
+    private readonly StartRank start;
+    private readonly RankEnvironment environment;
+    private volatile string? abortReason;
+    private RankSetup? setup;
+    private StopRank? stop;
+
+    public TrainingRun(StartRank start, RankEnvironment environment) => (this.start, this.environment) = (start, environment);
+
+    /// <inheritdoc/>
+    public void Run(RankLink link)
+    {
+        using var rank = RankSetup.Build(start, environment, link);
+        setup = rank;
+        if (abortReason is { } reason) throw new RankAbortedException(reason);
+        try
+        {
+            Announce(rank, link);
+            var completed = Train(rank, link);
+            link.Report(new RankFinished(link.Attempt, link.Rank, rank.Progress.Iteration, completed));
+        }
+        finally
+        {
+            setup = null;
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Abort(string reason)
+    {
+        abortReason = reason;
+        setup?.Parallel.Abort(reason);
+    }
+
+    private static void Announce(RankSetup rank, RankLink link)
+    {
+        var numParameters = rank.Model.Parameters.Where(parameter => !parameter.Traits.IsSharedDuplicate).Sum(parameter => parameter.NumElements);
+        link.Report(new RankStarted(link.Attempt, link.Rank, rank.Progress.Iteration + 1, numParameters, rank.TrainSource.PlanHash));
+        if (link.Rank != 0) return;
+        foreach (var line in rank.Data.Report) link.Notice(line);
+        if (rank.Data.TrainSamples.Count > 0) link.Notice(SamplePrinter.Print(rank.Data.TrainSamples[0], rank.Tokenizer));
+        link.Report(new TrainingPlanned(link.Attempt, link.Rank, rank.Data.LastIteration, rank.Config.LogInterval, rank.Config.GlobalBatchSize));
+    }
+
+    /// <returns>True when the last iteration was reached, false after a stop.</returns>
+    private bool Train(RankSetup rank, RankLink link)
+    {
+        var config = rank.Config;
+        var last = rank.Data.LastIteration;
+        while (rank.Progress.Iteration < last)
+        {
+            if (TakeStop(link) is { } asked)
+            {
+                if (asked.SaveCheckpoint) SaveOnce(rank, link);
+                return false;
+            }
+            Step(rank, link);
+            var iteration = rank.Progress.Iteration;
+            if (iteration % config.EvalInterval == 0 && iteration < last) Evaluate(rank, link, isFinal: false);
+            if (iteration % config.SaveInterval == 0) SaveOnce(rank, link);
+        }
+        SaveOnce(rank, link);
+        Evaluate(rank, link, isFinal: true);
+        return true;
+    }
+
+    private static void Step(RankSetup rank, RankLink link)
+    {
+        var startTime = Stopwatch.GetTimestamp();
+        var iteration = rank.Progress.Iteration + 1;
+        var batch = rank.TrainSource.Get(iteration - 1);
+        var learningRate = rank.Schedule.At(iteration);
+        var metrics = rank.Trainer.TrainStep(batch, learningRate);
+        rank.Progress = rank.Progress.After(batch);
+        link.Report(new StepReport(
+            link.Attempt, link.Rank, iteration, metrics.LossSum, metrics.TokenCount, BitConverter.SingleToInt32Bits((float)metrics.Loss),
+            metrics.Optimizer.GradNorm, learningRate, metrics.Optimizer.LossScale, metrics.Optimizer.IsSkipped, batch.Hash,
+            Stopwatch.GetElapsedTime(startTime))
+        {
+            FloatingPointOperations = ModelFlops.Of(rank.ModelConfig, batch),
+        });
+    }
+
+    private static void Evaluate(RankSetup rank, RankLink link, bool isFinal)
+    {
+        if (rank.ValidationSource is not { } source || rank.Data.EvalIters == 0) return;
+        var (lossSum, tokenCount) = (0.0, 0.0);
+        for (var i = 0L; i < rank.Data.EvalIters; i++)
+        {
+            var (batchLoss, batchTokens) = rank.Trainer.Evaluate(source.Get(i));
+            lossSum += batchLoss;
+            tokenCount += batchTokens;
+        }
+        link.Report(new EvaluationReport(link.Attempt, link.Rank, rank.Progress.Iteration, lossSum, tokenCount, isFinal));
+    }
+
+    private void SaveOnce(RankSetup rank, RankLink link)
+    {
+        if (rank.Progress.Iteration == rank.Progress.SavedIteration || rank.Progress.Iteration == 0) return;
+        stop ??= rank.Saver.Save(rank, link);
+        rank.Progress = rank.Progress with { SavedIteration = rank.Progress.Iteration };
+    }
+
+    private StopRank? TakeStop(RankLink link)
+    {
+        while (stop is null && link.TryTake() is { } command)
+            if (command is StopRank asked) stop = asked;
+        return stop;
+    }
+}
+
+/// <summary>Where a run stands.</summary>
+/// <param name="Iteration">Optimizer steps done, skipped ones included.</param>
+/// <param name="ConsumedSamples">Samples of all global batches done.</param>
+/// <param name="SavedIteration">Iteration of the newest checkpoint of this attempt, or the one it was loaded from.</param>
+public sealed record RunProgress(long Iteration, long ConsumedSamples, long SavedIteration)
+{
+    /// <summary>A run that has done nothing.</summary>
+    public static RunProgress Beginning { get; } = new(0, 0, -1);
+
+    /// <summary>The progress after one more global batch.</summary>
+    public RunProgress After(GlobalBatch batch) => this with { Iteration = Iteration + 1, ConsumedSamples = ConsumedSamples + batch.NumSamplesGlobal };
+}
