@@ -1,5 +1,11 @@
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Data;
+using Megatron.Compute.Distributed;
+using Megatron.Compute.Models;
+using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
+using Megatron.Compute.Tokenization;
+using Megatron.Compute.Transformer;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -21,7 +27,10 @@ public static class RunSettings
     };
 
     /// <summary>The learning-rate schedule over <paramref name="trainIters"/> steps.</summary>
-    public static LearningRateSchedule LearningRate(TrainingConfig config, long trainIters) => new(new LearningRateOptions
+    public static LearningRateSchedule LearningRate(TrainingConfig config, long trainIters) => new(LearningRateOptions(config, trainIters));
+
+    /// <summary>The settings of <see cref="LearningRate"/>.</summary>
+    public static LearningRateOptions LearningRateOptions(TrainingConfig config, long trainIters) => new()
     {
         Lr = config.Lr,
         MinLr = config.MinLr,
@@ -35,7 +44,7 @@ public static class RunSettings
         WarmupIters = config.LrWarmupIters,
         WarmupFraction = config.LrWarmupFraction,
         GlobalBatchSize = config.GlobalBatchSize,
-    });
+    };
 
     /// <summary>What the trainer's step needs.</summary>
     public static TrainerOptions Trainer(TrainingConfig config) => new()
@@ -61,4 +70,66 @@ public static class RunSettings
             Hysteresis = config.Hysteresis,
         },
     };
+
+    /// <summary>The process grid.</summary>
+    public static ParallelDims Dims(TrainingConfig config, int worldSize) => new(
+        worldSize, config.TensorModelParallelSize, config.PipelineModelParallelSize, config.ContextParallelSize, config.ExpertModelParallelSize,
+        config.ExpertTensorParallelSize);
+
+    /// <summary>How this rank's micro-batches are laid out: rows padded to a multiple of 128, samples to 2·cp.</summary>
+    public static BatchLayout BatchLayout(TrainingConfig config, ParallelState parallel, ITokenizer tokenizer) => new()
+    {
+        DataParallelRank = parallel.DataParallel.Rank,
+        DataParallelSize = parallel.DataParallel.Size,
+        MicroBatchSize = config.MicroBatchSize,
+        PadRowToMultiple = 128,
+        PadSampleToMultiple = config.ContextParallelSize == 1 ? 1 : 2 * config.ContextParallelSize,
+        PadTokenId = tokenizer.PadId ?? 0,
+    };
+
+    /// <summary>How the model is built on a rank.</summary>
+    public static ModelOptions Model(TrainingConfig config, Device device) => new()
+    {
+        Dtype = ModelDType(config),
+        Device = device,
+        Seed = config.Seed,
+        Recompute = Recompute(config),
+        Attention = new AttentionOptions
+        {
+            Backend = config.AttentionBackend switch
+            {
+                "flash" => AttentionBackend.Flash,
+                "unfused" => AttentionBackend.Unfused,
+                _ => AttentionBackend.Auto,
+            },
+            SoftmaxInFp32 = config.AttentionSoftmaxInFp32,
+            QueryKeyLayerScaling = config.ApplyQueryKeyLayerScaling ?? config.TorchDtype == "float16",
+        },
+    };
+
+    private static RecomputeOptions Recompute(TrainingConfig config) => config.RecomputeGranularity switch
+    {
+        "full" => new RecomputeOptions
+        {
+            Granularity = RecomputeGranularity.Full,
+            Method = config.RecomputeMethod == "block" ? RecomputeMethod.Block : RecomputeMethod.Uniform,
+            NumLayers = config.RecomputeNumLayers ?? 1,
+        },
+        "selective" => new RecomputeOptions { Granularity = RecomputeGranularity.Selective, Modules = Modules(config.RecomputeModules) },
+        _ => RecomputeOptions.Off,
+    };
+
+    private static RecomputeModules Modules(IReadOnlyList<string> names)
+    {
+        var modules = RecomputeModules.None;
+        foreach (var name in names)
+            modules |= name switch
+            {
+                "core_attn" => RecomputeModules.CoreAttention,
+                "mlp" => RecomputeModules.Mlp,
+                "layernorm" => RecomputeModules.LayerNorm,
+                _ => throw new InvalidOperationException($"recompute module {name} passed validation without being known."),
+            };
+        return modules;
+    }
 }

@@ -1,3 +1,4 @@
+using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
@@ -45,6 +46,7 @@ public sealed class Trainer : IDisposable
     private readonly GptPipelineStage stage;
     private readonly PipelineInterpreter interpreter;
     private readonly GradientBuffer gradients;
+    private readonly LossScaler? scaler;
     private GlobalBatch current = new(0, [], 0, 0, 0, 0) { FirstMicroBatchIndex = 0 };
 
     /// <summary>Masters, moments, loss scale, step count: what a checkpoint holds beside the weights.</summary>
@@ -55,7 +57,7 @@ public sealed class Trainer : IDisposable
         (this.options, this.device) = (options, device);
         var layout = FlatLayout.Create(model.Parameters, parallel);
         gradients = layout.CreateGradientBuffer(device, options.NumLogicalShards);
-        var scaler = options.LossScaler is null ? null : new LossScaler(options.LossScaler);
+        scaler = options.LossScaler is null ? null : new LossScaler(options.LossScaler);
         Optimizer = new MixedPrecisionOptimizer(layout, gradients, parallel, options.Optimizer, scaler);
         stage = new GptPipelineStage(model, device, SelectLogicalShard);
         interpreter = new PipelineInterpreter(stage, parallel);
@@ -112,6 +114,29 @@ public sealed class Trainer : IDisposable
             stage.Abandon();
             foreach (var context in contexts) context.Dispose();
         }
+    }
+
+    /// <summary>Counters and loss scale for a checkpoint; tensors are in <see cref="Optimizer"/>'s state.</summary>
+    /// <param name="seed">Seed of dropout; null leaves random state out.</param>
+    public TrainerState Capture(RunProgress progress, ulong? seed, ulong dataPlanHash) => new()
+    {
+        Iteration = progress.Iteration,
+        ConsumedSamples = progress.ConsumedSamples,
+        OptimizerSteps = Optimizer.StepCount,
+        SkippedIterations = Optimizer.NumSkippedSteps,
+        NanIterations = Optimizer.NumNanSteps,
+        LossScaler = scaler?.State,
+        Seed = seed,
+        Data = new DataCursor(progress.Iteration, dataPlanHash),
+    };
+
+    /// <summary>Takes counters and loss scale back; the moments have been loaded into <see cref="Optimizer"/>'s state.</summary>
+    public void Restore(TrainerState state)
+    {
+        Optimizer.StepCount = state.OptimizerSteps;
+        Optimizer.NumSkippedSteps = state.SkippedIterations;
+        Optimizer.NumNanSteps = state.NanIterations;
+        if (scaler is not null && state.LossScaler is { } saved) scaler.State = saved;
     }
 
     /// <inheritdoc/>

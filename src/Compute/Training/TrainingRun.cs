@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using Megatron.Compute.Data;
+using Megatron.Compute.Distributed;
 
 namespace Megatron.Compute.Training;
 
@@ -70,6 +71,8 @@ public sealed class TrainingRun : IRankProgram
             if (iteration % config.SaveInterval == 0) SaveOnce(rank, link);
         }
         SaveOnce(rank, link);
+        if (rank.Progress.Iteration != rank.Progress.SavedIteration)
+            throw new RankFaultException($"The last checkpoint (iteration {rank.Progress.Iteration}) could not be saved; free some space and continue with --resume.");
         Evaluate(rank, link, isFinal: true);
         return true;
     }
@@ -107,8 +110,9 @@ public sealed class TrainingRun : IRankProgram
     private void SaveOnce(RankSetup rank, RankLink link)
     {
         if (rank.Progress.Iteration == rank.Progress.SavedIteration || rank.Progress.Iteration == 0) return;
-        stop ??= rank.Saver.Save(rank, link);
-        rank.Progress = rank.Progress with { SavedIteration = rank.Progress.Iteration };
+        var (isCommitted, asked) = rank.Saver.Save(rank, link);
+        stop ??= asked;
+        if (isCommitted) rank.Progress = rank.Progress with { SavedIteration = rank.Progress.Iteration };
     }
 
     private StopRank? TakeStop(RankLink link)

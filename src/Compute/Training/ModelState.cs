@@ -1,0 +1,126 @@
+using Megatron.Compute.Checkpointing;
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Models;
+using Megatron.Compute.Ops;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Training;
+
+/// <summary>Where a run's first state may come from.</summary>
+/// <param name="Config">Resolved configuration.</param>
+/// <param name="Model">Architecture.</param>
+/// <param name="ModelFolder">Hugging Face folder of <c>--model</c>.</param>
+/// <param name="LoadFolder">Checkpoint named by the control plane (recovery); wins over <c>--load</c>.</param>
+/// <param name="Time">Clock of the checkpoint store.</param>
+public sealed record ModelStateRequest(TrainingConfig Config, ModelConfig Model, string ModelFolder, string? LoadFolder, TimeProvider Time);
+
+/// <summary>
+/// The state a run begins with: a checkpoint with everything, the weights of a checkpoint, a Hugging Face folder, or random weights, in this
+/// order of preference.
+/// </summary>
+/// <param name="Progress">Where the run stands.</param>
+/// <param name="DataPlanHash">Hash of the data plan the checkpoint was written under; null for a fresh start.</param>
+public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
+{
+    private static readonly ModelState Fresh = new(RunProgress.Beginning, null);
+
+    /// <summary>Fills the model, and the optimizer when <paramref name="trainer"/> is given.</summary>
+    /// <exception cref="ConfigException">No usable state, or it does not fit the model: all problems are listed.</exception>
+    public static ModelState Load(ModelStateRequest request, GptModel model, Trainer trainer, RankLink link)
+    {
+        var loaded = FindCheckpoint(request, link) is { } checkpoint
+            ? FromCheckpoint(request, checkpoint, model, trainer, link)
+            : FromModelFolder(request, model, trainer, link);
+        RequireFinite(model);
+        return loaded;
+    }
+
+    /// <summary>Loads or draws the weights of <paramref name="model"/> from its Hugging Face folder.</summary>
+    /// <returns>False when the folder has no weights and they were drawn at random.</returns>
+    public static bool LoadWeights(GptModel model, string folder, bool allowRandom, long seed)
+    {
+        if (allowRandom && !HfWeightFolder.Exists(folder))
+        {
+            ModelInitializer.Initialize(model.Parameters, model.Config, seed);
+            return false;
+        }
+        using var weights = HfWeightFolder.Open(folder);
+        weights.Check(
+            [.. HfTensorCatalog.Of(model.Config).Select(tensor => new ExpectedTensor(tensor.Name, tensor.Shape))],
+            model.Config.TieWordEmbeddings ? new HashSet<string> { HfTensorNames.Head } : []);
+        using var scope = NewDisposeScope();
+        foreach (var weight in BlocksOf(model.Parameters)) weights.ReadBlock(weight.Block, weight.Values);
+        return true;
+    }
+
+    /// <summary>Refuses to continue a run with other data than it was saved with (DESIGN D12).</summary>
+    /// <exception cref="ConfigException">DATA030.</exception>
+    public void RequireSameData(ulong planHash, TrainingConfig config)
+    {
+        if (DataPlanHash is null || DataPlanHash == planHash || config.NoLoadRng) return;
+        throw new ConfigException("DATA030", $"The data of this run (plan {planHash:x16}) are not those of the checkpoint (plan {DataPlanHash:x16}): files, template, " +
+            "seed or global_batch_size changed; restore them, give --no_load_rng true to go on with the new data, or --finetune true to start anew.");
+    }
+
+    private static CommittedCheckpoint? FindCheckpoint(ModelStateRequest request, RankLink link)
+    {
+        var path = request.LoadFolder ?? request.Config.Load;
+        if (path is null) return null;
+        var search = CheckpointLocator.Find(path, CheckpointVerification.Full, request.Time);
+        foreach (var notice in search.Notices) link.Notice(notice, RankNoticeLevel.Warning);
+        if (search.Found is null && request.Config.ExitOnMissingCheckpoint) throw CheckpointLocator.Missing(path);
+        return search.Found;
+    }
+
+    private static ModelState FromModelFolder(ModelStateRequest request, GptModel model, Trainer trainer, RankLink link)
+    {
+        var found = LoadWeights(model, request.ModelFolder, allowRandom: !request.Config.NoInitialization, request.Config.Seed);
+        trainer.Optimizer.CopyModelToMasters();
+        link.Notice(found ? $"loaded weights from {request.ModelFolder}" : $"{request.ModelFolder} has no weights: random weights from seed {request.Config.Seed}");
+        return Fresh;
+    }
+
+    private static ModelState FromCheckpoint(ModelStateRequest request, CommittedCheckpoint checkpoint, GptModel model, Trainer trainer, RankLink link)
+    {
+        using var scope = NewDisposeScope();
+        using var reader = new CheckpointReader(checkpoint);
+        reader.CheckModel(ConfigFacts.Of(request.Model));
+        reader.LoadWeights(BlocksOf(model.Parameters));
+        trainer.Optimizer.CopyModelToMasters();
+        // Recovery continues a run even when the user began it with --finetune.
+        var weightsOnly = request.Config.Finetune && request.LoadFolder is null;
+        link.Notice($"loaded checkpoint from {checkpoint.Folder}{(weightsOnly ? " (weights only)" : "")}");
+        if (weightsOnly) return Fresh;
+
+        var state = reader.Manifest.Run.Trainer;
+        if (!request.Config.NoLoadOptim)
+        {
+            reader.LoadState(StateSlice.OfOptimizer(trainer.Optimizer.State));
+            trainer.Restore(state);
+        }
+        return new ModelState(new RunProgress(state.Iteration, state.ConsumedSamples, state.Iteration), state.Seed is null ? null : state.Data.PlanHash);
+    }
+
+    private static IReadOnlyList<WeightBlock> BlocksOf(IReadOnlyList<Parameter> parameters)
+    {
+        var blocks = new List<WeightBlock>();
+        foreach (var parameter in parameters)
+        {
+            var flat = parameter.Data.view(-1);
+            foreach (var block in parameter.Blocks) blocks.Add(new WeightBlock(block, flat.narrow(0, block.FlatOffset, block.NumElements)));
+        }
+        return blocks;
+    }
+
+    private static void RequireFinite(GptModel model)
+    {
+        var errors = new List<ConfigError>();
+        foreach (var parameter in model.Parameters)
+        {
+            using var scope = NewDisposeScope();
+            var count = parameter.Data.isfinite().logical_not_().sum().item<long>();
+            if (count > 0) errors.Add(new ConfigError("MODEL010", $"{parameter.Name} has {count} values that are NaN or infinite; get an intact copy of the weights."));
+        }
+        if (errors.Count > 0) throw new ConfigException(errors);
+    }
+}

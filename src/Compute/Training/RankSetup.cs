@@ -1,0 +1,77 @@
+using Megatron.Compute.Checkpointing;
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Data;
+using Megatron.Compute.Distributed;
+using Megatron.Compute.Models;
+using Megatron.Compute.Optimizers;
+using Megatron.Compute.Tokenization;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Training;
+
+/// <summary>
+/// Everything one rank holds during an attempt: data, model, trainer, and where the run stands. Built from the configuration alone, so any
+/// silo can start any rank.
+/// </summary>
+public sealed class RankSetup : IDisposable
+{
+    public required TrainingConfig Config { get; init; }
+    public required ModelConfig ModelConfig { get; init; }
+    public required ParallelState Parallel { get; init; }
+    public required ITokenizer Tokenizer { get; init; }
+    public required TrainData Data { get; init; }
+    public required IGlobalBatchSource TrainSource { get; init; }
+    public required IGlobalBatchSource? ValidationSource { get; init; }
+    public required GptModel Model { get; init; }
+    public required Trainer Trainer { get; init; }
+    public required LearningRateSchedule Schedule { get; init; }
+    public required CheckpointSaver Saver { get; init; }
+
+    /// <summary>Where the run stands; advanced by the loop.</summary>
+    public required RunProgress Progress { get; set; }
+
+    /// <summary>Builds data, model and optimizer and loads the newest state. Runs on the rank's thread.</summary>
+    /// <exception cref="ConfigException">Something the user gave cannot be used.</exception>
+    public static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link)
+    {
+        environment.PrepareThread();
+        var config = TrainingConfig.FromJson(start.ConfigJson);
+        var folder = ModelFolder.Find(config);
+        var modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(folder).Model, config);
+        var tokenizer = HfTokenizer.Load(config.Tokenizer ?? folder);
+        var data = DatasetBuilder.Build(config, tokenizer, ChatTemplates.Get(config.Template ?? "default"), modelConfig.VocabSize);
+
+        var dims = RunSettings.Dims(config, start.WorldSize);
+        var parallel = ParallelState.Create(dims, start.Rank, environment.ProcessGroups(start), config.SequenceParallel);
+        var layout = RunSettings.BatchLayout(config, parallel, tokenizer);
+        var device = new Device("cpu");
+        var model = new GptModel(modelConfig, RunSettings.Model(config, device), parallel, StageLayout.Whole(modelConfig));
+        var trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config));
+        var restored = ModelState.Load(new ModelStateRequest(config, modelConfig, folder, start.LoadFolder, environment.Time), model, trainer, link);
+        var source = data.CreateTrainSource(layout);
+        restored.RequireSameData(source.PlanHash, config);
+        return new RankSetup
+        {
+            Config = config,
+            ModelConfig = modelConfig,
+            Parallel = parallel,
+            Tokenizer = tokenizer,
+            Data = data,
+            TrainSource = source,
+            ValidationSource = data.CreateValidationSource(layout),
+            Model = model,
+            Trainer = trainer,
+            Schedule = RunSettings.LearningRate(config, data.TrainIters),
+            Saver = new CheckpointSaver(start, config, environment.Time, folder),
+            Progress = restored.Progress,
+        };
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        Trainer.Dispose();
+        Model.Dispose();
+        Parallel.Dispose();
+    }
+}
