@@ -1,0 +1,220 @@
+using System.Globalization;
+using Megatron.Compute.Checkpointing;
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Data;
+using Megatron.Compute.Distributed;
+using Megatron.Compute.Models;
+using Megatron.Compute.Ops;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Training;
+
+/// <summary>One comparison with a golden folder.</summary>
+/// <param name="Name">What was compared.</param>
+/// <param name="Difference">Largest deviation, in the measure that <paramref name="Measure"/> names.</param>
+/// <param name="Tolerance">Largest allowed deviation.</param>
+/// <param name="Measure">How the deviation is measured.</param>
+/// <param name="Worst">Where it is largest.</param>
+public sealed record GoldenCheck(string Name, double Difference, double Tolerance, string Measure, string Worst)
+{
+    /// <summary>False for NaN too.</summary>
+    public bool IsPassed => Difference <= Tolerance;
+}
+
+/// <summary>
+/// Computes what a golden folder holds with our own model and trainer and compares: logits, loss, gradients, a 20-step trajectory, final
+/// weights, greedy continuation. Micro-batches are not padded.
+/// </summary>
+public sealed class GoldenVerifier : IDisposable
+{
+    private readonly TrainingConfig config;
+    private readonly GoldenFile golden;
+    private readonly GptModel model;
+    private readonly Trainer trainer;
+    private readonly ParallelState parallel;
+    private readonly Device device = new("cpu");
+    private readonly double looseness;
+    private readonly List<GoldenCheck> checks = [];
+    private readonly SortedDictionary<string, Tensor> dump = new(StringComparer.Ordinal);
+
+    /// <param name="config">Golden folder, layout, micro-batch size, dtype, recompute; hyperparameters come from the folder.</param>
+    /// <exception cref="ConfigException">The folder cannot be used.</exception>
+    public GoldenVerifier(TrainingConfig config)
+    {
+        golden = GoldenFile.Open(config.Golden ?? throw new ConfigException("GOLD002", "verify compares with a golden folder; give --golden DIR."));
+        config = OptionCatalog.With(config with { TorchDtype = config.TorchDtype ?? "float32" }, golden.Hyperparameters
+            .Where(pair => OptionCatalog.Find(pair.Key, trainingVerb: true) is not null)
+            .ToDictionary(pair => pair.Key, pair => Convert(pair.Key, pair.Value)));
+        this.config = config;
+        var modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(golden.Folder).Model, config);
+        ConfigValidator.ThrowIfInvalid(config with { Model = golden.Folder, GlobalBatchSize = 8 }, modelConfig, worldSize: 1);
+        parallel = ParallelState.SingleRank();
+        model = new GptModel(modelConfig, RunSettings.Model(config, device), parallel, StageLayout.Whole(modelConfig));
+        ModelState.LoadWeights(model, golden.Folder, allowRandom: false, config.Seed);
+        trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config));
+        // Tolerances are those of fp32; 16-bit formats carry 2^16 (bf16) and 2^13 (fp16) times the rounding error.
+        looseness = config.TorchDtype == "float32" ? 1 : 200;
+    }
+
+    /// <summary>Runs all comparisons.</summary>
+    public IReadOnlyList<GoldenCheck> Run()
+    {
+        using var scope = NewDisposeScope();
+        CompareForward();
+        CompareGradients();
+        CompareGreedy();
+        CompareTrajectory();
+        CompareFinalWeights();
+        return checks;
+    }
+
+    /// <summary>Writes what was computed under the names of <c>golden.safetensors</c>, plus the trajectory.</summary>
+    public void WriteDump(string path)
+    {
+        var specs = dump.Select(pair => new SafetensorsSpec(pair.Key, TensorBytes.ToSafetensors(pair.Value.dtype), pair.Value.shape)).ToArray();
+        using var writer = new SafetensorsWriter(path, specs, SafetensorsWriter.PyTorchFormat);
+        foreach (var tensor in dump.Values) writer.Write(tensor);
+        writer.Finish();
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        foreach (var tensor in dump.Values) tensor.Dispose();
+        trainer.Dispose();
+        model.Dispose();
+        parallel.Dispose();
+        golden.Dispose();
+    }
+
+    private void CompareForward()
+    {
+        using var scope = NewDisposeScope();
+        var batch = FirstBatch();
+        using var context = new ForwardContext(batch.MicroBatches[0], device, step: 0, isTraining: false, lossFactor: 1, auxiliaryLossFactor: 0);
+        var expected = golden.Read("logits");
+        var logits = model.ForwardLogits(null, new Saved(context)).to_type(float32).view(expected.shape);
+        Keep("logits", logits);
+        Add("logits", (logits - expected).abs().max().item<float>() / expected.abs().max().item<float>(), 2e-4, "max |Δ| / max |logits|", "");
+
+        var (lossSum, tokenCount) = trainer.Evaluate(batch);
+        Keep("loss", tensor((float)(lossSum / tokenCount)));
+        Add("loss", Relative(lossSum / tokenCount, golden.Read("loss").item<float>()), 1e-5, "relative", "");
+    }
+
+    private void CompareGradients()
+    {
+        using var scope = NewDisposeScope();
+        trainer.AccumulateGradients(FirstBatch());
+        var gradients = AllTensors(parameter => parameter.MainGrad);
+        CompareTensors("grad.", gradients, 1e-4, "gradients");
+    }
+
+    private void CompareTrajectory()
+    {
+        var (ids, shape) = golden.ReadIds("steps.input_ids");
+        var (labels, _) = golden.ReadIds("steps.labels");
+        var source = ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], BatchLayout.SingleRankUnpadded(config.MicroBatchSize));
+        var schedule = RunSettings.LearningRate(config with { GlobalBatchSize = (int)shape[1] }, golden.Trajectory.Count);
+        var (losses, norms) = (new List<float>(), new List<float>());
+        var (worstLoss, worstNorm) = ((Difference: 0.0, Where: ""), (Difference: 0.0, Where: ""));
+        for (var step = 0; step < golden.Trajectory.Count; step++)
+        {
+            var metrics = trainer.TrainStep(source.Get(step), schedule.At(step + 1));
+            losses.Add((float)metrics.Loss);
+            norms.Add((float)metrics.Optimizer.GradNorm);
+            worstLoss = Worse(worstLoss, Relative(metrics.Loss, golden.Trajectory[step].LmLoss), step);
+            worstNorm = Worse(worstNorm, Relative(metrics.Optimizer.GradNorm, golden.Trajectory[step].GradNorm), step);
+        }
+        Keep("trajectory.lm_loss", tensor(losses.ToArray()));
+        Keep("trajectory.grad_norm", tensor(norms.ToArray()));
+        Add("trajectory loss", worstLoss.Difference, 1e-4, "relative", worstLoss.Where);
+        Add("trajectory grad norm", worstNorm.Difference, 1e-3, "relative", worstNorm.Where);
+    }
+
+    private void CompareFinalWeights()
+    {
+        using var scope = NewDisposeScope();
+        CompareTensors("final.", AllTensors(parameter => parameter.Data), 1e-3, "final weights");
+    }
+
+    private void CompareGreedy()
+    {
+        using var scope = NewDisposeScope();
+        var (expected, _) = golden.ReadIds("greedy.ids");
+        var prompt = 16;
+        var ids = expected.Take(prompt).ToList();
+        while (ids.Count < expected.Length) ids.Add(NextToken([.. ids]));
+        Keep("greedy.ids", tensor(ids.ToArray()).view(1, ids.Count));
+        var different = ids.Zip(expected).Count(pair => pair.First != pair.Second);
+        checks.Add(new GoldenCheck("greedy ids", different, 0, "tokens that differ", ""));
+    }
+
+    private long NextToken(long[] ids)
+    {
+        using var scope = NewDisposeScope();
+        var row = new MicroBatch
+        {
+            TokenIds = ids,
+            Labels = [.. Enumerable.Repeat((long)MicroBatch.IgnoreIndex, ids.Length)],
+            Positions = [.. Enumerable.Range(0, ids.Length)],
+            CuSeqLens = [0, ids.Length],
+            GlobalTokenIndex = [.. Enumerable.Range(0, ids.Length)],
+            NumTargetTokens = 0,
+        };
+        using var context = new ForwardContext(row, device, step: 0, isTraining: false, lossFactor: 1, auxiliaryLossFactor: 0);
+        return model.ForwardLogits(null, new Saved(context))[-1].argmax().item<long>();
+    }
+
+    private GlobalBatch FirstBatch()
+    {
+        var (ids, shape) = golden.ReadIds("input_ids");
+        var (labels, _) = golden.ReadIds("labels");
+        var rows = (int)shape[0];
+        return ArrayBatchSource.Create(ids, labels, rows, (int)shape[1], BatchLayout.SingleRankUnpadded(rows)).Get(0);
+    }
+
+    /// <summary>Compares all tensors of the golden file under a prefix by relative L2 norm.</summary>
+    private void CompareTensors(string prefix, Dictionary<string, Tensor> computed, double tolerance, string name)
+    {
+        var worst = (Difference: 0.0, Where: "");
+        foreach (var tensorName in golden.Names(prefix))
+        {
+            var expected = golden.Read(prefix + tensorName);
+            if (!computed.TryGetValue(tensorName, out var actual)) throw new ConfigException("GOLD001", $"{golden.Folder}: {prefix}{tensorName} is no tensor of the model.");
+            Keep(prefix + tensorName, actual);
+            var difference = (actual - expected).norm().item<float>() / Math.Max(expected.norm().item<float>(), 1e-30);
+            if (!(difference <= worst.Difference)) worst = (difference, tensorName);
+        }
+        Add(name, worst.Difference, tolerance, "relative L2", worst.Where);
+    }
+
+    /// <summary>A view of every parameter as fp32 Hugging Face tensors.</summary>
+    private Dictionary<string, Tensor> AllTensors(Func<Parameter, Tensor> select)
+    {
+        var result = new Dictionary<string, Tensor>(StringComparer.Ordinal);
+        foreach (var parameter in model.Parameters)
+        {
+            var flat = select(parameter).reshape(-1).to_type(float32);
+            foreach (var block in parameter.Blocks) result.Add(block.Name, flat.narrow(0, block.FlatOffset, block.NumElements).view(block.Shape));
+        }
+        return result;
+    }
+
+    private void Keep(string name, Tensor value) => dump[name] = value.clone().DetachFromDisposeScope();
+
+    private void Add(string name, double difference, double tolerance, string measure, string worst) =>
+        checks.Add(new GoldenCheck(name, difference, tolerance * looseness, measure, worst));
+
+    private static (double Difference, string Where) Worse((double Difference, string Where) worst, double difference, int step) =>
+        difference <= worst.Difference ? worst : (difference, string.Create(CultureInfo.InvariantCulture, $"iteration {step + 1}"));
+
+    private static double Relative(double actual, double expected) => Math.Abs(actual - expected) / Math.Max(Math.Abs(expected), 1e-30);
+
+    private static object? Convert(string name, System.Text.Json.JsonElement value)
+    {
+        var option = OptionCatalog.Get(name);
+        return ConfigJson.TryConvert(option, value, out var converted, out var problem) ? converted : throw new ConfigException([problem]);
+    }
+}
