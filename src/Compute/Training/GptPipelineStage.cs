@@ -40,12 +40,12 @@ public sealed class GptPipelineStage : IPipelineStage, IDisposable
     public Tensor LossSum => lossSum;
 
     /// <inheritdoc/>
-    public Tensor Forward(int microBatch, int chunk, Tensor? input)
+    public Tensor? Forward(int microBatch, int chunk, Tensor? input)
     {
         var saved = Rent(contexts[microBatch]);
         inFlight.Add((microBatch, chunk), saved);
         var output = model.ForwardStage(input, saved);
-        if (model.IsLastStage) lossSum.add_(output);
+        if (model.Stage.HasHead) lossSum.add_(output);
         return output;
     }
 

@@ -45,6 +45,7 @@ public sealed class Trainer : IDisposable
     private readonly Device device;
     private readonly GptPipelineStage stage;
     private readonly PipelineInterpreter interpreter;
+    private readonly PipelineShape shape;
     private readonly GradientBuffer gradients;
     private readonly LossScaler? scaler;
     private GlobalBatch current = new(0, [], 0, 0, 0, 0) { FirstMicroBatchIndex = 0 };
@@ -60,7 +61,8 @@ public sealed class Trainer : IDisposable
         scaler = options.LossScaler is null ? null : new LossScaler(options.LossScaler);
         Optimizer = new MixedPrecisionOptimizer(layout, gradients, parallel, options.Optimizer, scaler);
         stage = new GptPipelineStage(model, device, SelectLogicalShard);
-        interpreter = new PipelineInterpreter(stage, parallel);
+        shape = new PipelineShape(parallel.PipelineParallel.Size, 1);
+        interpreter = new PipelineInterpreter(parallel.PipelineParallel, numChunks: 1, model.Options.Dtype, device);
     }
 
     /// <summary>
@@ -88,7 +90,7 @@ public sealed class Trainer : IDisposable
         try
         {
             stage.Begin(contexts);
-            interpreter.Run(NoPipelining.Build(contexts.Length));
+            interpreter.Run(NoPipelining.Build(contexts.Length), stage);
         }
         finally
         {
@@ -106,7 +108,7 @@ public sealed class Trainer : IDisposable
         try
         {
             stage.Begin(contexts);
-            interpreter.Run(NoPipelining.BuildForwardOnly(contexts.Length));
+            interpreter.Run(ForwardOnly.Build(shape, stage: 0, contexts.Length), stage);
             return (stage.LossSum.item<double>(), TokensOf(batch));
         }
         finally
