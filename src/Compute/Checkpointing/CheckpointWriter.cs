@@ -10,8 +10,8 @@ public sealed record RankContent
     /// <summary>All weights of the model in the training dtype, cut into files: the same on every rank.</summary>
     public required HfShardPlan ModelPlan { get; init; }
 
-    /// <summary>The blocks that this rank writes. Over all ranks each element exactly once: a replicated block is named by one rank only.</summary>
-    public required IReadOnlyList<WeightBlock> Weights { get; init; }
+    /// <summary>The blocks that this rank writes. Over all ranks each element exactly once: a replicated block is named by one rank only. Enumerated once, so that blocks may be read as they are written.</summary>
+    public required IEnumerable<WeightBlock> Weights { get; init; }
 
     /// <summary>The slices that this rank writes, likewise; empty for a weights-only checkpoint.</summary>
     public required IReadOnlyList<StateSlice> State { get; init; }

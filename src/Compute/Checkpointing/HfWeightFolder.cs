@@ -49,6 +49,10 @@ public sealed class HfWeightFolder : IDisposable
         }
     }
 
+    /// <summary>True when the folder has safetensors weights, whatever their state.</summary>
+    public static bool HasWeights(string folder) =>
+        File.Exists(Path.Combine(folder, HfShardPlan.SingleFileName)) || File.Exists(Path.Combine(folder, HfShardPlan.IndexFileName));
+
     /// <summary>True when the folder has the tensor.</summary>
     public bool Contains(string name) => fileOf.ContainsKey(name);
 

@@ -5,7 +5,6 @@ using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
 using Megatron.Compute.Ops;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;

@@ -39,7 +39,7 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
     /// <returns>False when the folder has no weights and they were drawn at random.</returns>
     public static bool LoadWeights(GptModel model, string folder, bool allowRandom, long seed)
     {
-        if (allowRandom && !HfWeightFolder.Exists(folder))
+        if (allowRandom && !HfWeightFolder.HasWeights(folder))
         {
             ModelInitializer.Initialize(model.Parameters, model.Config, seed);
             return false;

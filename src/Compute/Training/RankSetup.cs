@@ -1,4 +1,3 @@
-using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;

@@ -31,7 +31,7 @@ public static class RunPreparation
     public static PreparedRun Prepare(TrainingConfig config, GivenOptions given, bool isPretraining, int worldSize, TimeProvider time)
     {
         if (isPretraining) config = config with { UseChatTemplate = false, LossScale = "all", Template = config.Template ?? "default" };
-        if (config.Resume) config = WithNewestCheckpointOfSave(config);
+        if (config.Resume) config = WithNewestCheckpointOfSave(config, time);
         var fill = ArgsChain.Fill(config, given);
         config = fill.Config;
         var missing = ConfigValidator.MissingForTraining(config);
@@ -42,12 +42,13 @@ public static class RunPreparation
         var model = ModelConfigOverrides.Apply(hf.Model, config);
         config = Resolve(config, hf, model, folder);
         ConfigValidator.ThrowIfInvalid(config, model, worldSize);
-        RequireFiles(config);
+        RequireFiles(config, time);
 
         config = config with { Save = RunFolder.Create(config.Save ?? DefaultSave(folder), config.AddVersion, time) };
         config = config with { JobId = config.JobId ?? Path.GetFileName(config.Save) };
         ArgsFile.Write(config.Save, config);
-        return new PreparedRun(config, model, fill.Notices);
+        IReadOnlyList<string> notices = fill.Filled.Count == 0 ? [] : [$"from {fill.Source}: {string.Join(", ", fill.Filled)}"];
+        return new PreparedRun(config, model, notices);
     }
 
     /// <summary>Fills what follows from the model: dtype, template, lengths, intervals.</summary>
@@ -85,18 +86,18 @@ public static class RunPreparation
             : throw new ConfigException("CFG050", $"system = {system} is no file; give the text itself or the path of a .txt file.");
     }
 
-    private static void RequireFiles(TrainingConfig config)
+    private static void RequireFiles(TrainingConfig config, TimeProvider time)
     {
-        if (config.Load is { } load && config.ExitOnMissingCheckpoint && new CheckpointStore(load).FindNewest() is null)
-            throw new ConfigException("CKPT002", $"load = {load} has no checkpoint; name the folder that holds latest_checkpointed_iteration.txt, or give --exit_on_missing_checkpoint false.");
+        if (config.Load is { } load && config.ExitOnMissingCheckpoint && CheckpointLocator.Find(load, CheckpointVerification.Sizes, time).Found is null)
+            throw CheckpointLocator.Missing(load);
     }
 
-    private static TrainingConfig WithNewestCheckpointOfSave(TrainingConfig config)
+    private static TrainingConfig WithNewestCheckpointOfSave(TrainingConfig config, TimeProvider time)
     {
         if (config.Save is null) throw new ConfigException("CFG051", "resume continues the newest run below --save; give --save.");
         var root = Path.GetFullPath(config.Save);
         string[] candidates = Directory.Exists(root) ? [root, .. Directory.GetDirectories(root, "v*")] : [];
-        var newest = candidates.Where(folder => new CheckpointStore(folder).FindNewest() is not null).MaxBy(Directory.GetLastWriteTimeUtc)
+        var newest = candidates.Where(folder => new CheckpointStore(folder, time).FindNewestVerified(CheckpointVerification.Sizes).Found is not null).MaxBy(Directory.GetLastWriteTimeUtc)
             ?? throw new ConfigException("CKPT002", $"save = {root} has no checkpoint to resume from; start without --resume.");
         return config with { Load = newest, Finetune = false };
     }

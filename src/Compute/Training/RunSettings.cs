@@ -6,7 +6,6 @@ using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.Tokenization;
 using Megatron.Compute.Transformer;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;

@@ -5,7 +5,6 @@ using Megatron.Compute.Models;
 using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.PipelineParallel;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;
