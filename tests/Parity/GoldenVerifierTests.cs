@@ -1,0 +1,29 @@
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Training;
+using Megatron.Testing;
+
+namespace Megatron.Parity.Tests;
+
+public sealed class GoldenVerifierTests
+{
+    public GoldenVerifierTests() => TorchTestSetup.EnsureLoaded();
+
+    public static TheoryData<string> DenseModels => ["qwen2.5-dense", "qwen3-dense", "llama3.1-dense"];
+
+    [Theory, MemberData(nameof(DenseModels))]
+    public void Verify_DenseModelInFp32_EveryCheckPasses(string model) => AssertPasses(model, new TrainingConfig());
+
+    [Theory, MemberData(nameof(DenseModels))]
+    public void Verify_WithAccumulationAndRecompute_EveryCheckPasses(string model) =>
+        AssertPasses(model, new TrainingConfig { MicroBatchSize = 4, RecomputeGranularity = "full", RecomputeMethod = "uniform", RecomputeNumLayers = 2 });
+
+    private static void AssertPasses(string model, TrainingConfig config)
+    {
+        using var leaks = LeakCheck.Start();
+        using var verifier = new GoldenVerifier(config with { Golden = Repository.Asset("golden", model) });
+        var checks = verifier.Run();
+        Assert.Equal(7, checks.Count);
+        foreach (var check in checks) TestContext.Current.TestOutputHelper?.WriteLine($"{check.Name}: {check.Difference:E2} (allowed {check.Tolerance:E0}, {check.Measure}) {check.Worst}");
+        Assert.All(checks, check => Assert.True(check.IsPassed, $"{model} {check.Name}: {check.Difference:E3} > {check.Tolerance:E1} {check.Worst}"));
+    }
+}
