@@ -1,0 +1,94 @@
+using System.Text.Json;
+using System.Text.Json.Nodes;
+using Megatron.Compute.Checkpointing;
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Distributed;
+using Megatron.Compute.Models;
+using Megatron.Compute.Ops;
+using Megatron.Compute.Transformer;
+using static TorchSharp.torch;
+
+namespace Megatron.Testing;
+
+/// <summary>Makes a small Qwen3-shaped Hugging Face folder with the tiny tokenizer and random weights, and data to train it on.</summary>
+public static class TinyModelFolder
+{
+    /// <summary>Rows of the tiny tokenizer's embedding, rounded up.</summary>
+    public const int VocabSize = 4096;
+
+    /// <summary>Writes the folder.</summary>
+    /// <param name="folder">Made if it is not there.</param>
+    /// <param name="layers">Transformer layers.</param>
+    /// <param name="hidden">Hidden size, a multiple of 32.</param>
+    /// <param name="withWeights">False leaves the weights out: config and tokenizer only.</param>
+    public static void Create(string folder, int layers = 2, int hidden = 64, bool withWeights = true)
+    {
+        Directory.CreateDirectory(folder);
+        var config = JsonSerializer.SerializeToUtf8Bytes(Config(layers, hidden));
+        if (withWeights) HfFolderWriter.WriteWeights(folder, RandomWeights(config), long.MaxValue);
+        HfFolderWriter.WriteSideFiles(folder, new HfSideFiles
+        {
+            Config = config,
+            GenerationConfig = """{"do_sample": false}"""u8.ToArray(),
+            TokenizerFolder = Repository.Asset("tokenizers", "tiny"),
+        });
+    }
+
+    /// <summary>Writes messages rows: small sums, asked and answered.</summary>
+    public static void WriteRows(string path, int count)
+    {
+        using var file = new StreamWriter(path);
+        for (var i = 0; i < count; i++)
+        {
+            var (a, b) = (i % 17, i / 17 % 19);
+            file.WriteLine(JsonSerializer.Serialize(new
+            {
+                messages = new[] { new { role = "user", content = $"What is {a} plus {b}?" }, new { role = "assistant", content = $"{a} plus {b} is {a + b}." } },
+            }));
+        }
+    }
+
+    private static JsonObject Config(int layers, int hidden) => new()
+    {
+        ["architectures"] = new JsonArray("Qwen3ForCausalLM"),
+        ["model_type"] = "qwen3",
+        ["hidden_size"] = hidden,
+        ["intermediate_size"] = 3 * hidden,
+        ["num_hidden_layers"] = layers,
+        ["num_attention_heads"] = 4,
+        ["num_key_value_heads"] = 2,
+        ["head_dim"] = hidden / 4,
+        ["hidden_act"] = "silu",
+        ["max_position_embeddings"] = 512,
+        ["rms_norm_eps"] = 1e-6,
+        ["rope_theta"] = 10000.0,
+        ["tie_word_embeddings"] = true,
+        ["attention_bias"] = false,
+        ["vocab_size"] = VocabSize,
+        ["torch_dtype"] = "float32",
+    };
+
+    private static IReadOnlyList<HfTensor> RandomWeights(byte[] config)
+    {
+        TorchTestSetup.EnsureLoaded();
+        var modelConfig = HfConfigReader.Parse(System.Text.Encoding.UTF8.GetString(config), "config.json").Model;
+        var options = new ModelOptions
+        {
+            Dtype = float32,
+            Device = CPU,
+            Seed = 7,
+            Recompute = RecomputeOptions.Off,
+            Attention = new AttentionOptions { Backend = AttentionBackend.Auto, SoftmaxInFp32 = true, QueryKeyLayerScaling = false },
+        };
+        using var parallel = ParallelState.SingleRank();
+        using var model = new GptModel(modelConfig, options, parallel, StageLayout.Whole(modelConfig));
+        ModelInitializer.Initialize(model.Parameters, modelConfig, seed: 7);
+        var tensors = new List<HfTensor>();
+        foreach (var weight in WeightBlock.OfParameters(model.Parameters))
+        {
+            var values = weight.Values.clone().view(weight.Block.Shape);
+            tensors.Add(new HfTensor(new SafetensorsSpec(weight.Block.Name, SafetensorsDType.F32, weight.Block.Shape), () => values));
+        }
+        return [.. tensors.OrderBy(tensor => tensor.Spec.Name, StringComparer.Ordinal)];
+    }
+}
