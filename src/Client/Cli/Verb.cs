@@ -35,8 +35,8 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
     /// <summary>All verbs in the order of the help.</summary>
     public static IReadOnlyList<Verb> All { get; } =
     [
-        new("sft", "Fine-tune a model on messages.", TrainingSections, console => new SftCommand(console)) { IsTraining = true },
-        new("pt", "Continue pre-training on text.", TrainingSections, console => new PtCommand(console)) { IsTraining = true },
+        new("sft", "Fine-tune a model on messages.", TrainingSections, console => new TrainCommand(console)) { IsTraining = true },
+        new("pt", "Continue pre-training on text.", TrainingSections, console => new TrainCommand(console)) { IsTraining = true },
         new("export", "Convert between Hugging Face folders and training checkpoints.", ExportSections, console => new ExportCommand(console)),
         new("verify", "Compare this program with a golden folder.", VerifySections, console => new VerifyCommand(console)),
         new("test", "Run the tests of a checkout.", NoSections, console => new TestCommand(console)),

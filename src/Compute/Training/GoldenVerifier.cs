@@ -37,8 +37,9 @@ public sealed class GoldenVerifier : IDisposable
     private readonly SortedDictionary<string, Tensor> dump = new(StringComparer.Ordinal);
 
     /// <param name="config">Golden folder, layout, micro-batch size, dtype, recompute; hyperparameters come from the folder.</param>
+    /// <param name="worldSize">Ranks asked for; one today.</param>
     /// <exception cref="ConfigException">The folder cannot be used.</exception>
-    public GoldenVerifier(TrainingConfig config)
+    public GoldenVerifier(TrainingConfig config, int worldSize)
     {
         golden = GoldenFile.Open(config.Golden ?? throw new ConfigException("GOLD002", "verify compares with a golden folder; give --golden DIR."));
         config = OptionCatalog.With(config with { TorchDtype = config.TorchDtype ?? "float32" }, golden.Hyperparameters
@@ -46,7 +47,7 @@ public sealed class GoldenVerifier : IDisposable
             .ToDictionary(pair => pair.Key, pair => Convert(pair.Key, pair.Value)));
         this.config = config;
         var modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(golden.Folder).Model, config);
-        ConfigValidator.ThrowIfInvalid(config with { Model = golden.Folder, GlobalBatchSize = 8 }, modelConfig, worldSize: 1);
+        ConfigValidator.ThrowIfInvalid(config with { Model = golden.Folder, GlobalBatchSize = 8 }, modelConfig, worldSize);
         parallel = ParallelState.SingleRank();
         model = new GptModel(modelConfig, RunSettings.Model(config, device), parallel, StageLayout.Whole(modelConfig));
         ModelState.LoadWeights(model, golden.Folder, allowRandom: false, config.Seed);

@@ -67,7 +67,6 @@ public static class RunPreparation
             Bf16 = dtype == "bfloat16",
             Fp16 = dtype == "float16",
             Template = template,
-            System = ReadSystem(config.System),
             MaxLength = config.MaxLength ?? model.MaxPositionEmbeddings,
             SeqLength = config.SeqLength ?? config.MaxLength ?? model.MaxPositionEmbeddings,
             EvalInterval = config.EvalInterval ?? config.SaveInterval,
@@ -76,15 +75,6 @@ public static class RunPreparation
     }
 
     private static string DefaultSave(string modelFolder) => Path.Combine("megatron_output", Path.GetFileName(modelFolder.TrimEnd('/')));
-
-    /// <summary>A path that ends in .txt is read; otherwise the two characters <c>\n</c> stand for a line break.</summary>
-    private static string? ReadSystem(string? system)
-    {
-        if (system is null || !system.EndsWith(".txt", StringComparison.Ordinal)) return system?.Replace("\\n", "\n", StringComparison.Ordinal);
-        return File.Exists(system)
-            ? File.ReadAllText(system)
-            : throw new ConfigException("CFG050", $"system = {system} is no file; give the text itself or the path of a .txt file.");
-    }
 
     private static void RequireFiles(TrainingConfig config, TimeProvider time)
     {

@@ -1,4 +1,6 @@
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Native;
+using Megatron.Compute.Training;
 
 namespace Megatron.Client.Cli.Commands;
 
@@ -9,10 +11,22 @@ public sealed class ExportCommand(CommandConsole console) : IVerbCommand
     /// <inheritdoc/>
     public Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
     {
-        if (!options.Config.ToMcore && !options.Config.ToHf)
-            throw new ConfigException("CFG008", "--to_mcore and --to_hf are both missing; give one of them.");
-        ConfigValidator.ThrowIfInvalid(options.Config, model: null, worldSize: 1);
-        console.Error.WriteLine("error: CFG014 megatron export is not wired yet; its options are in order.");
-        return Task.FromResult(ExitCode.BadInput);
+        var config = options.Config;
+        if (config.ToMcore == config.ToHf)
+            throw new ConfigException("CFG008", $"--to_mcore and --to_hf are both {(config.ToHf ? "given" : "missing")}; give one of them.");
+        ConfigValidator.ThrowIfInvalid(config, model: null, worldSize: 1);
+        LibTorch.Load(new LibTorchOptions { Folder = options.Environment.LibTorch });
+        if (config.ToMcore)
+        {
+            var folder = ModelConversion.ToMcore(config, TimeProvider.System);
+            console.Out.WriteLine("Successfully transferred HF model weights to MG model.");
+            console.Out.WriteLine($"Successfully saved Megatron model weights in `{folder}`.");
+        }
+        else
+        {
+            var folder = ModelConversion.ToHf(config, TimeProvider.System, console.Out.WriteLine);
+            console.Out.WriteLine($"Successfully saved HF model weights in `{folder}`.");
+        }
+        return Task.FromResult(ExitCode.Ok);
     }
 }

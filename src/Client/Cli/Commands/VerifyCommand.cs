@@ -1,4 +1,8 @@
+using System.Globalization;
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Native;
+using Megatron.Compute.Training;
+using Spectre.Console;
 
 namespace Megatron.Client.Cli.Commands;
 
@@ -9,9 +13,30 @@ public sealed class VerifyCommand(CommandConsole console) : IVerbCommand
     /// <inheritdoc/>
     public Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
     {
-        if (options.Config.Golden is null) throw new ConfigException("CFG008", "--golden is missing; give the folder that holds golden.json.");
-        ConfigValidator.ThrowIfInvalid(options.Config, model: null, options.Environment.WorldSize);
-        console.Error.WriteLine("error: CFG014 megatron verify is not wired yet; its options are in order.");
-        return Task.FromResult(ExitCode.BadInput);
+        LibTorch.Load(new LibTorchOptions { Folder = options.Environment.LibTorch });
+        using var verifier = new GoldenVerifier(options.Config, options.Environment.WorldSize);
+        var checks = verifier.Run();
+        Print(checks);
+        if (options.Config.Dump is { } dump) verifier.WriteDump(dump);
+        return Task.FromResult(checks.All(check => check.IsPassed) ? ExitCode.Ok : ExitCode.Failed);
     }
+
+    private void Print(IReadOnlyList<GoldenCheck> checks)
+    {
+        var table = new Table { Border = TableBorder.Ascii };
+        table.AddColumns("compared", "difference", "allowed", "measure", "worst at", "");
+        foreach (var check in checks)
+        {
+            table.AddRow(
+                check.Name, Number(check.Difference), Number(check.Tolerance), Markup.Escape(check.Measure), Markup.Escape(check.Worst),
+                check.IsPassed ? "ok" : "FAILED");
+        }
+        var settings = new AnsiConsoleSettings { Out = new AnsiConsoleOutput(console.Out), ColorSystem = ColorSystemSupport.NoColors };
+        var writer = AnsiConsole.Create(settings);
+        writer.Profile.Width = 140;
+        writer.Write(table);
+        console.Out.WriteLine($"{checks.Count(check => check.IsPassed)} of {checks.Count} comparisons are within tolerance.");
+    }
+
+    private static string Number(double value) => value.ToString(value is 0 or double.PositiveInfinity ? "0" : "0.00e+00", CultureInfo.InvariantCulture);
 }
