@@ -62,7 +62,7 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
             "seed or global_batch_size changed; restore them, give --no_load_rng true to go on with the new data, or --finetune true to start anew.");
     }
 
-    private static CommittedCheckpoint? FindCheckpoint(ModelStateRequest request, RankLink link)
+    private static StoredCheckpoint? FindCheckpoint(ModelStateRequest request, RankLink link)
     {
         var path = request.LoadFolder ?? request.Config.Load;
         if (path is null) return null;
@@ -80,7 +80,7 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
         return Fresh;
     }
 
-    private static ModelState FromCheckpoint(ModelStateRequest request, CommittedCheckpoint checkpoint, GptModel model, Trainer trainer, RankLink link)
+    private static ModelState FromCheckpoint(ModelStateRequest request, StoredCheckpoint checkpoint, GptModel model, Trainer trainer, RankLink link)
     {
         using var scope = NewDisposeScope();
         using var reader = new CheckpointReader(checkpoint);

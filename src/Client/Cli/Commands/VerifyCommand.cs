@@ -1,5 +1,4 @@
 using System.Globalization;
-using Megatron.Compute.Configuration;
 using Megatron.Compute.Native;
 using Megatron.Compute.Training;
 using Spectre.Console;
