@@ -43,9 +43,7 @@ public sealed partial record TrainingConfig
         Choices = "torch|torch_dist|zarr")]
     public string CkptFormat { get; init; } = "torch_dist";
 
-    [Option("no_initialization",
-        "Skip the random initialisation when weights are loaded. Weights that are not loaded are always initialised here.",
-        Checkpoint, Effect = OptionEffect.SpeedOnly)]
+    [Option("no_initialization", "The model folder must have weights; false: a folder without weights starts from random ones.", Checkpoint)]
     public bool NoInitialization { get; init; } = true;
 
     [Option("auto_detect_ckpt_format", "Recognise the form of a checkpoint on load: always so here.",
