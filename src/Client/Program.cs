@@ -7,4 +7,5 @@ CultureInfo.CurrentCulture = CultureInfo.CurrentUICulture = CultureInfo.Invarian
 
 // A training run takes over Ctrl-C and SIGTERM itself (Jobs/StopSignals); anything else ends at once, as the system does by default.
 var cli = new MegatronCli(new CommandConsole(Console.Out, Console.Error), Environment.GetEnvironmentVariable, TimeProvider.System);
-return await cli.RunAsync(args, CancellationToken.None);
+var exitCode = await cli.RunAsync(args, CancellationToken.None);
+Environment.Exit(exitCode); // after an abort a rank may still hang in a collective: the process ends all the same
