@@ -1,7 +1,6 @@
 using System.Text.Json;
 using System.Text.Json.Nodes;
 using Megatron.Compute.Checkpointing;
-using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
 using Megatron.Compute.Ops;
