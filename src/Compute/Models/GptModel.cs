@@ -122,6 +122,19 @@ public sealed class GptModel : IDisposable
         return (head is null ? output : head.Logits(output)).MoveToOuterDisposeScope();
     }
 
+    /// <summary>Logits of the last token of each segment, for generation; keeps nothing. The whole model on one rank.</summary>
+    /// <param name="saved">Its context must have IsTraining false and a row without padding.</param>
+    /// <returns>[segments, V] in the model dtype.</returns>
+    public Tensor ForwardLastLogits(Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var segments = saved.Context.CuSeqLens.shape[0] - 1;
+        var hidden_TH = ForwardHidden(null, saved);
+        saved.Drop();
+        var last_SH = hidden_TH.index_select(0, saved.Context.CuSeqLens.narrow(0, 1, segments).sub(1));
+        return (head ?? throw new InvalidOperationException("Only a stage with the head has logits.")).Logits(last_SH).MoveToOuterDisposeScope();
+    }
+
     /// <summary>Shape of the activation that crosses a stage border for <paramref name="batch"/>: [t, H].</summary>
     public long[] BoundaryShape(MicroBatch batch) => [region.IsActive ? batch.NumTokens / region.Group.Size : batch.NumTokens, Config.HiddenSize];
 

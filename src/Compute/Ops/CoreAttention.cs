@@ -38,6 +38,7 @@ public sealed class CoreAttention
     /// <returns>[T, N, D], contiguous.</returns>
     public Tensor Forward(Tensor q_TND, Tensor k_TGD, Tensor v_TGD, Saved saved)
     {
+        if (saved.Context.AttentionCache?.Attend(shape, q_TND, k_TGD, v_TGD) is { } attended) return attended;
         saved.Keep(Query, q_TND);
         saved.Keep(Key, k_TGD);
         saved.Keep(Value, v_TGD);

@@ -52,6 +52,9 @@ public sealed class ForwardContext : IDisposable
     /// </summary>
     public (int BatchSize, int SeqLen)? EqualLength { get; }
 
+    /// <summary>Keys and values of earlier tokens in generation; null in training and evaluation.</summary>
+    public IAttentionCache? AttentionCache { get; init; }
+
     public ForwardContext(MicroBatch batch, Device device, long step, bool isTraining, double lossFactor, double auxiliaryLossFactor)
     {
         (Batch, Step, IsTraining, LossFactor, AuxiliaryLossFactor) = (batch, step, isTraining, lossFactor, auxiliaryLossFactor);

@@ -44,12 +44,7 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
             ModelInitializer.Initialize(model.Parameters, model.Config, seed);
             return false;
         }
-        using var weights = HfWeightFolder.Open(folder);
-        weights.Check(
-            [.. HfTensorCatalog.Of(model.Config).Select(tensor => new ExpectedTensor(tensor.Name, tensor.Shape))],
-            model.Config.TieWordEmbeddings ? new HashSet<string> { HfTensorNames.Head } : []);
-        using var scope = NewDisposeScope();
-        foreach (var weight in BlocksOf(model.Parameters)) weights.ReadBlock(weight.Block, weight.Values);
+        ModelWeights.Load(model, folder);
         return true;
     }
 

@@ -1,0 +1,25 @@
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Models;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Checkpointing;
+
+/// <summary>Weights of a Hugging Face folder (or of a checkpoint, which is one) into a model.</summary>
+public static class ModelWeights
+{
+    /// <summary>Checks the folder against the architecture and fills this rank's part of every tensor.</summary>
+    /// <exception cref="ConfigException">MODEL001 … : what does not fit or cannot be read.</exception>
+    public static void Load(GptModel model, string folder)
+    {
+        using var weights = HfWeightFolder.Open(folder);
+        weights.Check(
+            [.. HfTensorCatalog.Of(model.Config).Select(tensor => new ExpectedTensor(tensor.Name, tensor.Shape))],
+            model.Config.TieWordEmbeddings ? new HashSet<string> { HfTensorNames.Head } : []);
+        using var scope = NewDisposeScope();
+        foreach (var parameter in model.Parameters)
+        {
+            var flat = parameter.Data.view(-1);
+            foreach (var block in parameter.Blocks) weights.ReadBlock(block, flat.narrow(0, block.FlatOffset, block.NumElements));
+        }
+    }
+}
