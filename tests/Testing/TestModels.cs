@@ -1,6 +1,7 @@
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
+using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 using Megatron.Compute.Transformer;
 using static TorchSharp.torch;
@@ -19,7 +20,7 @@ public static class TestModels
     /// <summary>CPU options without recompute.</summary>
     public static ModelOptions Options(ScalarType dtype) => new()
     {
-        Dtype = dtype, Device = CPU, Seed = 1234, Recompute = RecomputeOptions.Off, Attention = Auto,
+        Dtype = dtype, Device = CPU, Seed = 1234, Recompute = RecomputeOptions.Off, Attention = Auto, Moe = MoeOptions.Plain,
     };
 
     /// <summary>A small architecture: 2 layers, grouped heads.</summary>

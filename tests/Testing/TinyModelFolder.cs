@@ -3,6 +3,7 @@ using System.Text.Json.Nodes;
 using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
+using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 using Megatron.Compute.Transformer;
 using static TorchSharp.torch;
@@ -78,6 +79,7 @@ public static class TinyModelFolder
             Seed = 7,
             Recompute = RecomputeOptions.Off,
             Attention = new AttentionOptions { Backend = AttentionBackend.Auto, SoftmaxInFp32 = true, QueryKeyLayerScaling = false },
+            Moe = MoeOptions.Plain,
         };
         using var parallel = ParallelState.SingleRank();
         using var model = new GptModel(modelConfig, options, parallel, StageLayout.Whole(modelConfig));

@@ -95,20 +95,11 @@ public static class UnsupportedValues
         new("disable_bias_linear", ["", "true"]),
 
         // Mixture of experts
-        new("num_experts", [""]),
-        new("moe_ffn_hidden_size", [""]),
-        new("moe_shared_expert_intermediate_size", [""]),
-        new("moe_router_topk", [""]),
-        new("moe_router_pre_softmax", [""]),
-        new("moe_router_dtype", ["fp32"]),
-        new("moe_router_load_balancing_type", ["aux_loss"]),
-        new("moe_aux_loss_coeff", ["", "0"]),
-        new("moe_z_loss_coeff", [""]),
+        new("moe_router_load_balancing_type", ["aux_loss", "seq_aux_loss", "none"]),
         new("moe_expert_capacity_factor", [""]),
         new("expert_model_parallel_size", ["1"]),
         new("expert_tensor_parallel_size", ["", "1"]),
         new("moe_token_dispatcher_type", ["alltoall"]),
-        new("moe_layer_recompute", ["false"]),
 
         // Run form, place
         new("packing", ["false"]),
@@ -141,7 +132,7 @@ public static class UnsupportedValues
         new("to_ollama", ["false"]),
     ];
 
-    private static readonly string[] RecomputeModules = ["core_attn", "mlp", "layernorm"];
+    private static readonly string[] RecomputeModules = ["core_attn", "mlp", "moe", "moe_act", "layernorm"];
 
     private static readonly Dictionary<string, Only> ByName = Table.ToDictionary(rule => rule.Name, StringComparer.Ordinal);
 
@@ -162,7 +153,8 @@ public static class UnsupportedValues
         errors.AddRange(config.RecomputeModules.Except(RecomputeModules).Select(module =>
             Refuse($"--recompute_modules = {module}", $"choose among {OptionValue.Alternatives(RecomputeModules)}")));
         if (worldSize > 1) errors.Add(Refuse($"A run of {worldSize} ranks", "start one rank (NPROC_PER_NODE = 1, NNODES = 1)"));
-        if (model?.Moe is { } moe) errors.Add(Refuse($"A model with num_experts = {moe.NumExperts}", "choose a dense model"));
+        if (model?.Moe is { } moe && !model.Architecture.Contains("Moe", StringComparison.Ordinal))
+            errors.Add(Refuse($"--num_experts = {moe.NumExperts} with {model.Architecture}", "leave it out or choose a model with experts"));
         return errors;
     }
 

@@ -1,6 +1,7 @@
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
+using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 using Megatron.Compute.TensorParallel;
 using Megatron.Compute.Transformer;
@@ -42,16 +43,20 @@ public sealed class GptModel : IDisposable
     /// <summary>The weight that a tied embedding shares between the first and the last stage; null when untied or not on this stage.</summary>
     public Parameter? TiedWeight { get; }
 
+    /// <summary>What the routers of this stage saw since it was zeroed; null for an architecture without experts.</summary>
+    public RoutingStatistics? Routing { get; }
+
     /// <exception cref="ConfigException">The layout does not divide the architecture, or the architecture needs a missing block.</exception>
     public GptModel(ModelConfig config, ModelOptions options, ParallelState parallel, StageLayout stage)
     {
         (Config, Options, Stage) = (config, options, stage);
         region = new SequenceParallelRegion(parallel.TensorParallel, parallel.SequenceParallel);
         rotary = new RotaryEmbedding(config.Rotary, config.KvChannels, config.MaxPositionEmbeddings, options.Dtype, options.Device);
+        if (config.Moe is { } moe) Routing = new RoutingStatistics(config.NumLayers, moe.NumExperts, options.Device);
         var context = new LayerContext
         {
             Config = config, Parallel = parallel, Region = region, Weights = new ParameterFactory(options.Dtype, options.Device), Rotary = rotary,
-            Attention = options.Attention, Recompute = options.Recompute, Seed = options.Seed,
+            Attention = options.Attention, Recompute = options.Recompute, Seed = options.Seed, Moe = options.Moe, Routing = Routing,
         };
         if (stage.HasEmbedding)
             embedding = new VocabParallelEmbedding(CreateVocabularyWeight(context, HfTensorNames.Embedding, isDuplicate: false), region);
@@ -142,6 +147,7 @@ public sealed class GptModel : IDisposable
     public void Dispose()
     {
         foreach (var parameter in Parameters) parameter.Dispose();
+        Routing?.Dispose();
         rotary.Dispose();
     }
 

@@ -6,7 +6,11 @@ namespace Megatron.Compute.Models;
 /// <summary>An architecture as its folder describes it.</summary>
 /// <param name="Model">The numbers.</param>
 /// <param name="Dtype">dtype of the weights as config.json names it (<c>bfloat16</c>, <c>float32</c>, …); null when it does not.</param>
-public sealed record HfConfig(ModelConfig Model, string? Dtype);
+public sealed record HfConfig(ModelConfig Model, string? Dtype)
+{
+    /// <summary><c>router_aux_loss_coef</c>: the weight of the balance loss that the model's makers used; null when config.json does not name it.</summary>
+    public double? RouterAuxLossCoeff { get; init; }
+}
 
 /// <summary>
 /// Reads a Hugging Face <c>config.json</c>, in the classic layout and in that of transformers 5 (<c>rope_parameters</c>, <c>dtype</c>,
@@ -50,8 +54,9 @@ public static class HfConfigReader
 
         HfConfigRefusals.Check(fields, family);
         var model = ReadModel(fields, family);
+        double? auxLossCoeff = fields.Has("router_aux_loss_coef") ? fields.NumberOr("router_aux_loss_coef", 0) : null;
         fields.ThrowIfAny();
-        return new HfConfig(model, fields.Text("dtype") ?? fields.Text("torch_dtype"));
+        return new HfConfig(model, fields.Text("dtype") ?? fields.Text("torch_dtype")) { RouterAuxLossCoeff = auxLossCoeff };
     }
 
     private static ModelConfig ReadModel(HfConfigFields fields, ModelFamily family)

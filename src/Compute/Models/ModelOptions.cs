@@ -1,4 +1,5 @@
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 using Megatron.Compute.Transformer;
 using static TorchSharp.torch;
@@ -19,6 +20,9 @@ public sealed record ModelOptions
     public required RecomputeOptions Recompute { get; init; }
 
     public required AttentionOptions Attention { get; init; }
+
+    /// <summary>Routing; read by architectures with experts only.</summary>
+    public required MoeOptions Moe { get; init; }
 
     /// <summary>Tokens whose logits exist at a time in the head.</summary>
     public int HeadChunkTokens { get; init; } = 2048;

@@ -9,6 +9,8 @@ namespace Megatron.Compute.Ops;
 /// </summary>
 public sealed class ForwardContext : IDisposable
 {
+    private RealTokens? realTokens;
+
     /// <summary>The host arrays this context was made from.</summary>
     public MicroBatch Batch { get; }
 
@@ -55,6 +57,9 @@ public sealed class ForwardContext : IDisposable
     /// <summary>Keys and values of earlier tokens in generation; null in training and evaluation.</summary>
     public IAttentionCache? AttentionCache { get; init; }
 
+    /// <summary>The tokens that are not padding; made when first asked for.</summary>
+    public RealTokens RealTokens => realTokens ??= new RealTokens(Batch, TokenIds.device);
+
     public ForwardContext(MicroBatch batch, Device device, long step, bool isTraining, double lossFactor, double auxiliaryLossFactor)
     {
         (Batch, Step, IsTraining, LossFactor, AuxiliaryLossFactor) = (batch, step, isTraining, lossFactor, auxiliaryLossFactor);
@@ -70,6 +75,7 @@ public sealed class ForwardContext : IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
+        realTokens?.Dispose();
         foreach (var tensor in (Tensor[])[TokenIds, Labels, LossWeights, Positions, CuSeqLens, GlobalTokenIndex]) tensor.Dispose();
     }
 

@@ -11,10 +11,12 @@ public static class WeightGradient
     /// </summary>
     /// <param name="gradOutput_TO">[T, O] in the model dtype.</param>
     /// <param name="input_TI">[T, I] in the model dtype.</param>
-    public static void Accumulate(Parameter parameter, Tensor gradOutput_TO, Tensor input_TI)
+    public static void Accumulate(Parameter parameter, Tensor gradOutput_TO, Tensor input_TI) => Accumulate(parameter.MainGrad, gradOutput_TO, input_TI);
+
+    /// <summary>The same for a part of a main gradient, such as one expert's: a view [O, I].</summary>
+    public static void Accumulate(Tensor mainGrad, Tensor gradOutput_TO, Tensor input_TI)
     {
         using var scope = NewDisposeScope();
-        var mainGrad = parameter.MainGrad;
         var transposed = gradOutput_TO.t();
         if (mainGrad.dtype == gradOutput_TO.dtype) mainGrad.addmm_(transposed, input_TI, beta: 1, alpha: 1);
         else mainGrad.add_(transposed.mm(input_TI));

@@ -51,7 +51,7 @@ public static class RunPreparation
         return new PreparedRun(config, model, notices);
     }
 
-    /// <summary>Fills what follows from the model: dtype, template, lengths, intervals.</summary>
+    /// <summary>Fills what follows from the model: dtype, template, lengths, weight of the balance loss, intervals.</summary>
     public static TrainingConfig Resolve(TrainingConfig config, HfConfig hf, ModelConfig model, string folder)
     {
         var dtype = config.TorchDtype ?? (config.Bf16 == true ? "bfloat16" : config.Fp16 == true ? "float16" : hf.Dtype ?? "float32");
@@ -67,6 +67,7 @@ public static class RunPreparation
             Bf16 = dtype == "bfloat16",
             Fp16 = dtype == "float16",
             Template = template,
+            MoeAuxLossCoeff = model.Moe is null ? config.MoeAuxLossCoeff : config.MoeAuxLossCoeff ?? hf.RouterAuxLossCoeff ?? 0,
             MaxLength = config.MaxLength ?? model.MaxPositionEmbeddings,
             SeqLength = config.SeqLength ?? config.MaxLength ?? model.MaxPositionEmbeddings,
             EvalInterval = config.EvalInterval ?? config.SaveInterval,

@@ -2,6 +2,7 @@ using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
+using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.Tokenization;
@@ -104,9 +105,36 @@ public static class RunSettings
             SoftmaxInFp32 = config.AttentionSoftmaxInFp32,
             QueryKeyLayerScaling = config.ApplyQueryKeyLayerScaling ?? config.TorchDtype == "float16",
         },
+        Moe = Experts(config),
     };
 
-    private static RecomputeOptions Recompute(TrainingConfig config) => config.RecomputeGranularity switch
+    private static MoeOptions Experts(TrainingConfig config) => new()
+    {
+        LoadBalancing = config.MoeRouterLoadBalancingType switch
+        {
+            "aux_loss" => LoadBalancing.AuxiliaryLoss,
+            "seq_aux_loss" => LoadBalancing.SequenceAuxiliaryLoss,
+            _ => LoadBalancing.None,
+        },
+        AuxLossCoeff = config.MoeAuxLossCoeff ?? 0,
+        ZLossCoeff = config.MoeZLossCoeff ?? 0,
+        RouterDtype = config.MoeRouterDtype switch
+        {
+            "fp32" => float32,
+            "fp64" => float64,
+            _ => null,
+        },
+    };
+
+    private static RecomputeOptions Recompute(TrainingConfig config)
+    {
+        var options = NamedRecompute(config);
+        return config.MoeLayerRecompute && options.Granularity != RecomputeGranularity.Full
+            ? options with { Granularity = RecomputeGranularity.Selective, Modules = options.Modules | RecomputeModules.Moe }
+            : options;
+    }
+
+    private static RecomputeOptions NamedRecompute(TrainingConfig config) => config.RecomputeGranularity switch
     {
         "full" => new RecomputeOptions
         {
@@ -127,6 +155,8 @@ public static class RunSettings
                 "core_attn" => RecomputeModules.CoreAttention,
                 "mlp" => RecomputeModules.Mlp,
                 "layernorm" => RecomputeModules.LayerNorm,
+                "moe" => RecomputeModules.Moe,
+                "moe_act" => RecomputeModules.MoeActivation,
                 _ => throw new InvalidOperationException($"recompute module {name} passed validation without being known."),
             };
         return modules;

@@ -1,5 +1,6 @@
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
+using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 using Megatron.Compute.TensorParallel;
 
@@ -18,6 +19,10 @@ public sealed record LayerContext
     public required RotaryEmbedding Rotary { get; init; }
     public required AttentionOptions Attention { get; init; }
     public required RecomputeOptions Recompute { get; init; }
+    public required MoeOptions Moe { get; init; }
+
+    /// <summary>Where routers report; null for an architecture without experts.</summary>
+    public required RoutingStatistics? Routing { get; init; }
 
     /// <summary>Seed of dropout.</summary>
     public required long Seed { get; init; }

@@ -37,6 +37,12 @@ public enum RecomputeModules
 
     /// <summary>Outputs of the two norms of a layer.</summary>
     LayerNorm = 4,
+
+    /// <summary>The whole mixture of experts of a layer: router, dispatch, experts, shared expert.</summary>
+    Moe = 8,
+
+    /// <summary>The activation inside the routed experts.</summary>
+    MoeActivation = 16,
 }
 
 /// <summary>Activation recompute; results have the same bits with every setting.</summary>

@@ -1,4 +1,5 @@
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 using Megatron.Compute.TensorParallel;
 using static TorchSharp.torch;
@@ -38,11 +39,10 @@ public sealed class TransformerLayer : ILayer
         attention = new SelfAttention(context, $"{prefix}.self_attn", layerIndex);
         attentionDropout = new Dropout(config.HiddenDropout, context.Seed, layerIndex, DropoutStream.AttentionOutput);
         mlpNorm = CreateNorm(context, $"{prefix}.post_attention_layernorm.weight");
-        mlp = config.IsMoeLayer(layerIndex)
-            ? throw new ConfigException(
-                "MODEL021", $"Layer {layerIndex} of {config.Architecture} has experts, which are not available yet; choose a dense model.")
+        mlp = config.Moe is { } moe && moe.IsMoeLayer(layerIndex)
+            ? MoeBlock.Create(context, moe, $"{prefix}.mlp", layerIndex)
             : new Mlp(context, $"{prefix}.mlp", config.FfnHiddenSize);
-        if (context.Recompute.Covers(RecomputeModules.Mlp)) mlp = new CheckpointedBlock(mlp);
+        if (context.Recompute.Covers(mlp is MoeLayer ? RecomputeModules.Moe : RecomputeModules.Mlp)) mlp = new CheckpointedBlock(mlp);
         mlpDropout = new Dropout(config.HiddenDropout, context.Seed, layerIndex, DropoutStream.MlpOutput);
         Parameters = [.. attentionNorm.Parameters, .. attention.Parameters, .. mlpNorm.Parameters, .. mlp.Parameters];
     }

@@ -1,6 +1,7 @@
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
+using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 using Megatron.Compute.TensorParallel;
 using Megatron.Compute.Transformer;
@@ -159,6 +160,7 @@ public sealed class LayerGradientTests(ITestOutputHelper output)
         {
             Config = Config, Parallel = parallel, Region = new SequenceParallelRegion(parallel.TensorParallel, false), Rotary = rotary,
             Weights = new ParameterFactory(ScalarType.Float64, CPU), Attention = attention, Recompute = recompute, Seed = DropoutSeed,
+            Moe = MoeOptions.Plain, Routing = null,
         };
 
         public T Own<T>(T layer) where T : ILayer

@@ -1,0 +1,124 @@
+using Megatron.Compute.Ops;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Moe;
+
+/// <summary>
+/// The routed experts of a layer, each a gated MLP: row r of expert e gives w_r · down_e(silu(gate_e(x_r)) · up_e(x_r)). The weight enters
+/// before the down projection, which is linear, so the experts' outputs need not be kept for the router's gradient. All experts are two stacked
+/// parameters; the products run one expert at a time on contiguous rows.
+/// </summary>
+/// <remarks>Shape letters: R rows, H hidden, F features of an expert, E experts of this rank.</remarks>
+public sealed class GroupedExperts
+{
+    private const int Input = 0, Weights = 1, RowsPerExpert = 2, GateUp = 3, Activation = 4, GradGateUp = 5, GradOutput = 6; // slots
+
+    private readonly Parameter gateUp_E2FH;
+    private readonly Parameter down_EHF;
+    private readonly bool recomputeActivation;
+    private readonly int ffnHiddenSize;
+
+    /// <summary>The two stacked weights.</summary>
+    public IReadOnlyList<Parameter> Parameters { get; }
+
+    /// <param name="weights">Makes the parameters.</param>
+    /// <param name="prefix">Hugging Face prefix such as <c>model.layers.0.mlp.experts</c>.</param>
+    /// <param name="numExperts">E.</param>
+    /// <param name="hiddenSize">H.</param>
+    /// <param name="ffnHiddenSize">F.</param>
+    /// <param name="recomputeActivation">Keep the projections only and compute the activation again in the backward ("moe_act").</param>
+    public GroupedExperts(ParameterFactory weights, string prefix, int numExperts, int hiddenSize, int ffnHiddenSize, bool recomputeActivation)
+    {
+        (this.ffnHiddenSize, this.recomputeActivation) = (ffnHiddenSize, recomputeActivation);
+        var (gateUp, down) = (new List<TensorBlock>(), new List<TensorBlock>());
+        var size = (long)ffnHiddenSize * hiddenSize;
+        for (var expert = 0; expert < numExperts; expert++)
+        {
+            gateUp.Add(TensorBlock.Whole($"{prefix}.{expert}.gate_proj.weight", ffnHiddenSize, hiddenSize) with { FlatOffset = 2 * expert * size });
+            gateUp.Add(TensorBlock.Whole($"{prefix}.{expert}.up_proj.weight", ffnHiddenSize, hiddenSize) with { FlatOffset = (2 * expert + 1) * size });
+            down.Add(TensorBlock.Whole($"{prefix}.{expert}.down_proj.weight", hiddenSize, ffnHiddenSize) with { FlatOffset = expert * size });
+        }
+        var traits = new ParameterTraits { Decays = true, IsExpert = true };
+        gateUp_E2FH = weights.Create($"{prefix}.gate_up_proj.weight", [numExperts, 2 * ffnHiddenSize, hiddenSize], gateUp, traits);
+        down_EHF = weights.Create($"{prefix}.down_proj.weight", [numExperts, hiddenSize, ffnHiddenSize], down, traits);
+        Parameters = [gateUp_E2FH, down_EHF];
+    }
+
+    /// <summary>Runs the experts.</summary>
+    /// <param name="tokens">Rows sorted by expert; kept.</param>
+    /// <returns>[R, H], weighted.</returns>
+    public Tensor Forward(DispatchedTokens tokens, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var (rows_RH, weights_R, rowsPerExpert) = tokens;
+        var gateUp_R2F = NewRows(rows_RH, 2 * ffnHiddenSize);
+        var output_RH = empty_like(rows_RH);
+        ForEachExpert(rowsPerExpert, (expert, rows) => Multiply(rows(gateUp_R2F), rows(rows_RH), gateUp_E2FH.Data.select(0, expert).t()));
+        var activation_RF = SwiGlu.Forward(gateUp_R2F);
+        var weighted_RF = Weighted(activation_RF, weights_R);
+        ForEachExpert(rowsPerExpert, (expert, rows) => Multiply(rows(output_RH), rows(weighted_RF), down_EHF.Data.select(0, expert).t()));
+
+        saved.Keep(Input, rows_RH);
+        saved.Keep(Weights, weights_R);
+        saved.Keep(RowsPerExpert, tensor(rowsPerExpert));
+        saved.Keep(GateUp, gateUp_R2F);
+        if (!recomputeActivation) saved.Keep(Activation, activation_RF);
+        return output_RH.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Gradients with respect to rows and weights.</summary>
+    /// <returns>[R, H] in the model dtype, and [R] in the dtype of the weights.</returns>
+    public (Tensor GradRows_RH, Tensor GradWeights_R) BackwardInput(Tensor gradOutput_RH, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var (gateUp_R2F, weights_R) = (saved.Take(GateUp), saved.Take(Weights));
+        var rowsPerExpert = saved.Peek(RowsPerExpert).data<long>().ToArray();
+        var activation_RF = recomputeActivation ? SwiGlu.Forward(gateUp_R2F) : saved.Take(Activation);
+        var gradWeighted_RF = NewRows(gradOutput_RH, ffnHiddenSize);
+        ForEachExpert(rowsPerExpert, (expert, rows) => Multiply(rows(gradWeighted_RF), rows(gradOutput_RH), down_EHF.Data.select(0, expert)));
+        var gradWeights_R = (gradWeighted_RF.to_type(weights_R.dtype) * activation_RF).sum(dim: -1);
+
+        var gradGateUp_R2F = SwiGlu.Backward(Weighted(gradWeighted_RF, weights_R), gateUp_R2F);
+        var gradRows_RH = empty_like(gradOutput_RH);
+        ForEachExpert(rowsPerExpert, (expert, rows) => Multiply(rows(gradRows_RH), rows(gradGateUp_R2F), gateUp_E2FH.Data.select(0, expert)));
+        saved.Keep(GradGateUp, gradGateUp_R2F);
+        saved.Keep(GradOutput, gradOutput_RH);
+        saved.Keep(Activation, Weighted(activation_RF, weights_R));
+        return (gradRows_RH.MoveToOuterDisposeScope(), gradWeights_R.MoveToOuterDisposeScope());
+    }
+
+    /// <summary>Adds the gradients of all experts that got rows.</summary>
+    public void BackwardWeight(Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var rowsPerExpert = saved.Take(RowsPerExpert).data<long>().ToArray();
+        var (input_RH, gradGateUp_R2F) = (saved.Take(Input), saved.Take(GradGateUp));
+        var (weighted_RF, gradOutput_RH) = (saved.Take(Activation), saved.Take(GradOutput));
+        ForEachExpert(rowsPerExpert, (expert, rows) =>
+        {
+            WeightGradient.Accumulate(gateUp_E2FH.MainGrad.select(0, expert), rows(gradGateUp_R2F), rows(input_RH));
+            WeightGradient.Accumulate(down_EHF.MainGrad.select(0, expert), rows(gradOutput_RH), rows(weighted_RF));
+        });
+    }
+
+    /// <summary>Calls <paramref name="run"/> with each expert that has rows and a function that cuts its rows out of a tensor.</summary>
+    private static void ForEachExpert(long[] rowsPerExpert, Action<int, Func<Tensor, Tensor>> run)
+    {
+        var first = 0L;
+        for (var expert = 0; expert < rowsPerExpert.Length; expert++)
+        {
+            using var scope = NewDisposeScope();
+            var (start, count) = (first, rowsPerExpert[expert]);
+            if (count > 0) run(expert, tensor => tensor.narrow(0, start, count));
+            first += count;
+        }
+    }
+
+    /// <summary>result = left · right, into the given rows.</summary>
+    private static void Multiply(Tensor result, Tensor left, Tensor right) => result.addmm_(left, right, beta: 0, alpha: 1);
+
+    /// <summary>Multiplied in the dtype of the weights, which is the more precise one, then rounded once.</summary>
+    private static Tensor Weighted(Tensor x_RF, Tensor weights_R) => (x_RF * weights_R.unsqueeze(1)).to_type(x_RF.dtype);
+
+    private static Tensor NewRows(Tensor like_RH, int width) => empty([like_RH.shape[0], width], like_RH.dtype, like_RH.device);
+}

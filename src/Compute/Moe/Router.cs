@@ -1,0 +1,154 @@
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Ops;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Moe;
+
+/// <summary>Where tokens go.</summary>
+/// <param name="Weights_Tk">[T, k] weight of each chosen expert, fp32 or fp64.</param>
+/// <param name="Experts_Tk">[T, k] int64 chosen experts.</param>
+public readonly record struct Routing(Tensor Weights_Tk, Tensor Experts_Tk);
+
+/// <summary>
+/// Top-k router: logits = x Wᵀ in the router's dtype, everything after them in fp32 (fp64 for an fp64 router). Post-softmax: the k largest logits, then softmax over them. Pre-softmax: softmax over all
+/// experts, then its k largest, not renormalised. The gradients of the balance loss and the z-loss are added to those of the weights.
+/// </summary>
+/// <remarks>
+/// Balance loss (arXiv 2101.03961, equation 4, with k experts a token): E / (k·S²) · Σ_e n_e · Σ_t P[t, e] over the S tokens of a group, mean over
+/// the groups; P is the softmax over all experts, n_e counts assignments. One group is the micro-batch (aux_loss) or a sequence
+/// (seq_aux_loss). z-loss (arXiv 2202.08906, equation 5): mean over tokens of logsumexp². Sees real tokens only. Shape letters: T real tokens,
+/// H hidden, E experts, k experts of a token, G groups.
+/// </remarks>
+public sealed class Router
+{
+    private const int Input = 0, Logits = 1, Experts = 2, Weights = 3, GradLogits = 4; // slots
+
+    private readonly Parameter weight_EH;
+    private readonly MoeConfig config;
+    private readonly MoeOptions options;
+    private readonly RoutingStatistics statistics;
+    private readonly int layerIndex;
+
+    /// <summary>The gate.</summary>
+    public IReadOnlyList<Parameter> Parameters { get; }
+
+    /// <param name="weight_EH">The gate's weight, on every rank whole.</param>
+    /// <param name="layerIndex">0-based global layer: its row in <paramref name="statistics"/>.</param>
+    public Router(Parameter weight_EH, MoeConfig config, MoeOptions options, RoutingStatistics statistics, int layerIndex)
+    {
+        (this.weight_EH, this.config, this.options, this.statistics, this.layerIndex) = (weight_EH, config, options, statistics, layerIndex);
+        Parameters = [weight_EH];
+    }
+
+    /// <summary>Chooses the experts of each token.</summary>
+    /// <param name="x_TH">Real tokens; kept.</param>
+    public Routing Forward(Tensor x_TH, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        saved.Keep(Input, x_TH);
+        var dtype = ProductDtype(x_TH);
+        var logits_TE = nn.functional.linear(x_TH.to_type(dtype), weight_EH.Data.to_type(dtype));
+        if (dtype != float64) logits_TE = logits_TE.to_type(float32);
+        var (values_Tk, experts_Tk) = (config.PreSoftmax ? logits_TE.softmax(-1) : logits_TE).topk(config.TopK, dim: -1);
+        var weights_Tk = config.PreSoftmax ? values_Tk : values_Tk.softmax(-1);
+        saved.Keep(Logits, logits_TE);
+        saved.Keep(Experts, experts_Tk);
+        saved.Keep(Weights, weights_Tk);
+        return new Routing(weights_Tk.MoveToOuterDisposeScope(), experts_Tk.MoveToOuterDisposeScope());
+    }
+
+    /// <summary>
+    /// Gradient with respect to the tokens, of the weights and of the auxiliary losses times <see cref="ForwardContext.AuxiliaryLossFactor"/>.
+    /// Adds this micro-batch to the statistics.
+    /// </summary>
+    /// <param name="gradWeights_Tk">[T, k], dtype of the weights.</param>
+    /// <returns>[T, H] in the model dtype.</returns>
+    public Tensor BackwardInput(Tensor gradWeights_Tk, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var (logits_TE, experts_Tk, weights_Tk) = (saved.Take(Logits), saved.Take(Experts), saved.Take(Weights));
+        var counts_GE = CountAssignments(experts_Tk, saved.Context.RealTokens);
+        Record(statistics.TokensPerExpert, counts_GE.sum(dim: 0));
+
+        var gradLogits_TE = GradThroughSoftmax(logits_TE, gradWeights_Tk, experts_Tk, weights_Tk, counts_GE, saved.Context);
+        saved.Keep(GradLogits, gradLogits_TE);
+        var gradInput_TH = gradLogits_TE.mm(weight_EH.Data.to_type(gradLogits_TE.dtype));
+        return gradInput_TH.to_type(weight_EH.Data.dtype).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Adds the gate's gradient.</summary>
+    public void BackwardWeight(Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var gradLogits_TE = saved.Take(GradLogits);
+        WeightGradient.Accumulate(weight_EH, gradLogits_TE, saved.Take(Input).to_type(gradLogits_TE.dtype));
+    }
+
+    /// <summary>Frees the kept tokens after Forward.</summary>
+    public void DiscardInput(Saved saved) => saved.Release(Input);
+
+    /// <summary>Puts the same tokens back before BackwardInput.</summary>
+    public void RestoreInput(Tensor x_TH, Saved saved) => saved.Keep(Input, x_TH);
+
+    /// <summary>Everything that reaches the logits: the weights' gradient and the auxiliary losses'.</summary>
+    private Tensor GradThroughSoftmax(
+        Tensor logits_TE, Tensor gradWeights_Tk, Tensor experts_Tk, Tensor weights_Tk, Tensor counts_GE, ForwardContext context)
+    {
+        var gradLogits_TE = zeros_like(logits_TE);
+        var hasTokens = logits_TE.shape[0] > 0;
+        var hasBalanceLoss = options.HasBalanceLoss && hasTokens;
+        var hasZLoss = options.ZLossCoeff > 0 && hasTokens;
+        if (!config.PreSoftmax) gradLogits_TE.scatter_(1, experts_Tk, SoftmaxBackward(weights_Tk, gradWeights_Tk));
+        if (!config.PreSoftmax && !hasBalanceLoss && !hasZLoss) return gradLogits_TE;
+
+        var probabilities_TE = logits_TE.softmax(-1);
+        if (config.PreSoftmax || hasBalanceLoss)
+        {
+            var gradProbabilities_TE = zeros_like(logits_TE);
+            if (config.PreSoftmax) gradProbabilities_TE.scatter_(1, experts_Tk, gradWeights_Tk);
+            if (hasBalanceLoss) AddBalanceLoss(gradProbabilities_TE, probabilities_TE, counts_GE, context);
+            gradLogits_TE.add_(SoftmaxBackward(probabilities_TE, gradProbabilities_TE));
+        }
+        if (hasZLoss) AddZLoss(gradLogits_TE, logits_TE, probabilities_TE, context);
+        return gradLogits_TE;
+    }
+
+    /// <summary>The loss is linear in P for given counts: its slope is one row for each group.</summary>
+    private void AddBalanceLoss(Tensor gradProbabilities_TE, Tensor probabilities_TE, Tensor counts_GE, ForwardContext context)
+    {
+        var (tokens, numGroups) = (context.RealTokens, counts_GE.shape[0]);
+        double[] lengths = IsPerSequence ? [.. tokens.SequenceLengths.Select(length => (double)length)] : [tokens.Count];
+        var lengths_G1 = tensor(lengths).unsqueeze(1);
+        var slope_GE = counts_GE.to_type(float64) / (lengths_G1 * lengths_G1).to(counts_GE.device) * ((double)config.NumExperts / config.TopK / numGroups);
+        var slope_TE = slope_GE.to_type(probabilities_TE.dtype);
+        slope_TE = IsPerSequence ? slope_TE.index_select(0, tokens.Sequence) : slope_TE.expand_as(probabilities_TE);
+        Record(statistics.BalanceLoss, (probabilities_TE * slope_TE).sum(float64));
+        gradProbabilities_TE.add_(slope_TE, alpha: options.AuxLossCoeff * context.AuxiliaryLossFactor);
+    }
+
+    private void AddZLoss(Tensor gradLogits_TE, Tensor logits_TE, Tensor probabilities_TE, ForwardContext context)
+    {
+        var logSumExp_T1 = logits_TE.logsumexp(-1, keepdim: true);
+        Record(statistics.ZLoss, logSumExp_T1.to_type(float64).square().mean());
+        gradLogits_TE.addcmul_(probabilities_TE, logSumExp_T1, value: 2 * options.ZLossCoeff * context.AuxiliaryLossFactor / logits_TE.shape[0]);
+    }
+
+    private bool IsPerSequence => options.LoadBalancing == LoadBalancing.SequenceAuxiliaryLoss;
+
+    /// <summary>[G, E] int64 assignments: integers, so that the order of adding does not matter.</summary>
+    private Tensor CountAssignments(Tensor experts_Tk, RealTokens tokens)
+    {
+        var numGroups = IsPerSequence ? tokens.SequenceLengths.Count : 1;
+        var cell_Tk = IsPerSequence ? experts_Tk + tokens.Sequence.unsqueeze(1) * config.NumExperts : experts_Tk;
+        var flat = cell_Tk.reshape(-1);
+        return zeros([numGroups * config.NumExperts], int64, flat.device).scatter_add_(0, flat, ones_like(flat)).view(numGroups, config.NumExperts);
+    }
+
+    private void Record(Tensor rows, Tensor value) => RoutingStatistics.Add(rows, layerIndex, value);
+
+    /// <summary>Double-precision models (tests) are not rounded on the way.</summary>
+    private ScalarType ProductDtype(Tensor x) => x.dtype == float64 ? float64 : options.RouterDtype ?? x.dtype;
+
+    private static Tensor SoftmaxBackward(Tensor probabilities, Tensor grad) =>
+        probabilities * (grad - (probabilities * grad).sum(-1, keepdim: true));
+}
