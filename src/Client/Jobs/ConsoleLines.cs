@@ -13,8 +13,11 @@ public static class ConsoleLines
         $"[{Time(time)}] iteration {row.Iteration,8}/{row.TrainIterations,8} | consumed samples: {row.ConsumedSamples,12} | " +
         $"elapsed time per iteration (ms): {Fixed(row.ElapsedMsPerIteration, "F1")} | " +
         $"throughput per GPU (TFLOP/s/GPU): {Fixed(row.TeraflopsPerGpu, "F1")} | learning rate: {Scientific(row.LearningRate)} | " +
-        $"global batch size: {row.GlobalBatchSize,5} | lm loss: {Scientific(row.Loss)} | loss scale: {Fixed(row.LossScale, "F1")} | " +
+        $"global batch size: {row.GlobalBatchSize,5} | lm loss: {Scientific(row.Loss)} | {Routers(row)}loss scale: {Fixed(row.LossScale, "F1")} | " +
         $"grad norm: {Fixed(row.GradNorm, "F3")} | number of skipped iterations: {row.NumSkipped,3} | number of nan iterations: {row.NumNan,3} |");
+
+    private static string Routers(StepSummary row) =>
+        (row.LoadBalancingLoss is { } balance ? $"load_balancing_loss: {Scientific(balance)} | " : "") + (row.ZLoss is { } zLoss ? $"z_loss: {Scientific(zLoss)} | " : "");
 
     /// <summary>The lines of an evaluation: the result between two rows of dashes.</summary>
     public static IReadOnlyList<string> Evaluation(StageEvaluation evaluation)

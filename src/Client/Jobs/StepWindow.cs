@@ -22,6 +22,12 @@ public sealed record StepSummary
     /// <summary>Mean over the steps that were not skipped; NaN when all were.</summary>
     public required double Loss { get; init; }
 
+    /// <summary>Mean balance loss of the routers, without its coefficient; null when there is none.</summary>
+    public required double? LoadBalancingLoss { get; init; }
+
+    /// <summary>Mean z-loss of the routers, likewise.</summary>
+    public required double? ZLoss { get; init; }
+
     /// <summary>Of the last step, as it was applied.</summary>
     public required double LearningRate { get; init; }
 
@@ -81,6 +87,8 @@ public sealed class StepWindow
             ElapsedMsPerIteration = seconds * 1000 / steps.Count,
             TeraflopsPerGpu = seconds > 0 ? steps.Sum(step => step.FloatingPointOperations) / (seconds * 1e12 * worldSize) : 0,
             Loss = applied.Count == 0 ? double.NaN : applied.Sum(step => step.Loss) / applied.Count,
+            LoadBalancingLoss = steps.Average(step => step.LoadBalancingLoss),
+            ZLoss = steps.Average(step => step.ZLoss),
             LearningRate = last.LearningRate,
             LossScale = last.LossScale,
             GradNorm = last.GradNorm,

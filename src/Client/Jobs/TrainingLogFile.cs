@@ -20,6 +20,8 @@ public sealed class TrainingLogFile : IDisposable
     public void Write(StepSummary row) => Append(json =>
     {
         WriteNumber(json, "lm loss", row.Loss);
+        if (row.LoadBalancingLoss is { } balance) WriteNumber(json, "load_balancing_loss", balance);
+        if (row.ZLoss is { } zLoss) WriteNumber(json, "z_loss", zLoss);
         WriteNumber(json, "grad_norm", row.GradNorm);
         WriteNumber(json, "learning_rate", row.LearningRate);
         WriteNumber(json, "elapsed_time_per_iteration", row.ElapsedMsPerIteration);

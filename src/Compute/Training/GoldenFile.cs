@@ -9,7 +9,11 @@ namespace Megatron.Compute.Training;
 /// <param name="LmLoss">Mean cross-entropy over the targets of the global batch, before the update.</param>
 /// <param name="GradNorm">Global L2 norm before clipping.</param>
 /// <param name="LearningRate">Used in that step.</param>
-public sealed record GoldenStep(double LmLoss, double GradNorm, double LearningRate);
+public sealed record GoldenStep(double LmLoss, double GradNorm, double LearningRate)
+{
+    /// <summary>Balance losses of the routers without the coefficient, summed over the layers; null in a trajectory without them.</summary>
+    public double? LoadBalancingLoss { get; init; }
+}
 
 /// <summary>
 /// A golden folder: an ordinary Hugging Face model folder with <c>golden.safetensors</c> (inputs, logits, gradients, final weights) and
@@ -27,13 +31,32 @@ public sealed class GoldenFile : IDisposable
 
     public IReadOnlyList<GoldenStep> Trajectory { get; }
 
+    /// <summary>
+    /// The same run with the balance loss of each layer, times <see cref="AuxLossCoeff"/>, in the loss; the global batch is one micro-batch. Null
+    /// for a model without experts.
+    /// </summary>
+    public IReadOnlyList<GoldenStep>? TrajectoryWithAuxLoss { get; }
+
+    /// <summary>Weight of the balance loss in <see cref="TrajectoryWithAuxLoss"/>.</summary>
+    public double AuxLossCoeff { get; }
+
     private GoldenFile(string folder, SafetensorsFile file, JsonElement root)
     {
         (Folder, this.file) = (folder, file);
         Hyperparameters = root.GetProperty("hyperparameters").EnumerateObject().ToDictionary(property => property.Name, property => property.Value.Clone());
-        Trajectory = [.. root.GetProperty("trajectory").EnumerateArray().Select(step => new GoldenStep(
-            step.GetProperty("lm_loss").GetDouble(), step.GetProperty("grad_norm").GetDouble(), step.GetProperty("learning_rate").GetDouble()))];
+        Trajectory = Steps(root.GetProperty("trajectory"));
+        if (!root.TryGetProperty("trajectory_with_aux_loss", out var withAuxLoss)) return;
+        (TrajectoryWithAuxLoss, AuxLossCoeff) = (Steps(withAuxLoss), root.GetProperty("moe_aux_loss_coeff").GetDouble());
     }
+
+    private static IReadOnlyList<GoldenStep> Steps(JsonElement trajectory) =>
+    [
+        .. trajectory.EnumerateArray().Select(step => new GoldenStep(
+            step.GetProperty("lm_loss").GetDouble(), step.GetProperty("grad_norm").GetDouble(), step.GetProperty("learning_rate").GetDouble())
+        {
+            LoadBalancingLoss = step.TryGetProperty("load_balancing_loss", out var balance) ? balance.GetDouble() : null,
+        }),
+    ];
 
     /// <exception cref="ConfigException">GOLD001: a file is missing or not as described.</exception>
     public static GoldenFile Open(string folder)

@@ -23,11 +23,12 @@ public sealed record GoldenCheck(string Name, double Difference, double Toleranc
 
 /// <summary>
 /// Computes what a golden folder holds with our own model and trainer and compares: logits, loss, gradients, a 20-step trajectory, final
-/// weights, greedy continuation. Micro-batches are not padded.
+/// weights, greedy continuation, and for models with experts a trajectory with the balance loss. Micro-batches are not padded.
 /// </summary>
 public sealed class GoldenVerifier : IDisposable
 {
     private readonly TrainingConfig config;
+    private readonly ModelConfig modelConfig;
     private readonly GoldenFile golden;
     private readonly GptModel model;
     private readonly Trainer trainer;
@@ -45,12 +46,12 @@ public sealed class GoldenVerifier : IDisposable
         config = OptionCatalog.With(config with { TorchDtype = config.TorchDtype ?? "float32" }, golden.Hyperparameters
             .Where(pair => OptionCatalog.Find(pair.Key, trainingVerb: true) is not null)
             .ToDictionary(pair => pair.Key, pair => Convert(pair.Key, pair.Value)));
+        config = config with { MoeRouterLoadBalancingType = "aux_loss", MoeAuxLossCoeff = 0, MoeZLossCoeff = null };
         this.config = config;
-        var modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(golden.Folder).Model, config);
+        modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(golden.Folder).Model, config);
         ConfigValidator.ThrowIfInvalid(config with { Model = golden.Folder, GlobalBatchSize = 8 }, modelConfig, worldSize);
         parallel = ParallelState.SingleRank();
-        model = new GptModel(modelConfig, RunSettings.Model(config, device), parallel, StageLayout.Whole(modelConfig));
-        ModelState.LoadWeights(model, golden.Folder, allowRandom: false, config.Seed);
+        model = LoadModel(config);
         trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config));
     }
 
@@ -61,8 +62,9 @@ public sealed class GoldenVerifier : IDisposable
         CompareForward();
         CompareGradients();
         CompareGreedy();
-        CompareTrajectory();
+        CompareTrajectory(trainer, config.MicroBatchSize, golden.Trajectory, "trajectory");
         CompareFinalWeights();
+        CompareTrajectoryWithAuxLoss();
         return checks;
     }
 
@@ -108,26 +110,43 @@ public sealed class GoldenVerifier : IDisposable
         CompareTensors("grad.", gradients, 1e-4, "gradients");
     }
 
-    private void CompareTrajectory()
+    private void CompareTrajectory(Trainer trainer, int microBatchSize, IReadOnlyList<GoldenStep> expected, string name)
     {
         var (ids, shape) = golden.ReadIds("steps.input_ids");
         var (labels, _) = golden.ReadIds("steps.labels");
-        var source = ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], BatchLayout.SingleRankUnpadded(config.MicroBatchSize));
-        var schedule = RunSettings.LearningRate(config with { GlobalBatchSize = (int)shape[1] }, golden.Trajectory.Count);
-        var (losses, norms) = (new List<float>(), new List<float>());
-        var (worstLoss, worstNorm) = ((Difference: 0.0, Where: ""), (Difference: 0.0, Where: ""));
-        for (var step = 0; step < golden.Trajectory.Count; step++)
+        var source = ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], BatchLayout.SingleRankUnpadded(microBatchSize));
+        var schedule = RunSettings.LearningRate(config with { GlobalBatchSize = (int)shape[1] }, expected.Count);
+        var (loss, norm, balance) = (new Series(), new Series(), new Series());
+        for (var step = 0; step < expected.Count; step++)
         {
             var metrics = trainer.TrainStep(source.Get(step), schedule.At(step + 1));
-            losses.Add((float)metrics.Loss);
-            norms.Add((float)metrics.Optimizer.GradNorm);
-            worstLoss = Worse(worstLoss, Relative(metrics.Loss, golden.Trajectory[step].LmLoss), step);
-            worstNorm = Worse(worstNorm, Relative(metrics.Optimizer.GradNorm, golden.Trajectory[step].GradNorm), step);
+            loss.Add(metrics.Loss, expected[step].LmLoss);
+            norm.Add(metrics.Optimizer.GradNorm, expected[step].GradNorm);
+            if (expected[step].LoadBalancingLoss is { } sum) balance.Add((metrics.LoadBalancingLoss ?? double.NaN) * NumMoeLayers, sum);
         }
-        Keep("trajectory.lm_loss", tensor(losses.ToArray()));
-        Keep("trajectory.grad_norm", tensor(norms.ToArray()));
-        Add("trajectory loss", worstLoss.Difference, 1e-4, "relative", worstLoss.Where);
-        Add("trajectory grad norm", worstNorm.Difference, 1e-3, "relative", worstNorm.Where);
+        var label = name.Replace('_', ' ');
+        AddSeries(name, "lm_loss", loss, 1e-4, $"{label} loss");
+        AddSeries(name, "grad_norm", norm, 1e-3, $"{label} grad norm");
+        if (balance.Values.Count > 0) AddSeries(name, "load_balancing_loss", balance, 1e-4, $"{label}: load balancing loss");
+    }
+
+    // The coefficient weighs a loss over the tokens of one micro-batch, so this run takes the global batch as one.
+    private void CompareTrajectoryWithAuxLoss()
+    {
+        if (golden.TrajectoryWithAuxLoss is not { } expected) return;
+        var withLoss = config with { MoeAuxLossCoeff = golden.AuxLossCoeff };
+        using var freshModel = LoadModel(withLoss);
+        using var freshTrainer = new Trainer(freshModel, parallel, device, RunSettings.Trainer(withLoss));
+        CompareTrajectory(freshTrainer, (int)golden.ReadIds("steps.input_ids").Shape[1], expected, "trajectory_with_aux_loss");
+    }
+
+    private int NumMoeLayers => Enumerable.Range(0, modelConfig.NumLayers).Count(modelConfig.IsMoeLayer);
+
+    private GptModel LoadModel(TrainingConfig settings)
+    {
+        var loaded = new GptModel(modelConfig, RunSettings.Model(settings, device), parallel, StageLayout.Whole(modelConfig));
+        ModelState.LoadWeights(loaded, golden.Folder, allowRandom: false, settings.Seed);
+        return loaded;
     }
 
     private void CompareFinalWeights()
@@ -201,6 +220,12 @@ public sealed class GoldenVerifier : IDisposable
 
     private void Keep(string name, Tensor value) => dump[name] = value.clone().DetachFromDisposeScope();
 
+    private void AddSeries(string trajectory, string column, Series series, double tolerance, string name)
+    {
+        Keep($"{trajectory}.{column}", tensor(series.Values.ToArray()));
+        Add(name, series.Worst, tolerance, "relative", series.Where);
+    }
+
     // The golden values are fp32. A 16-bit run is judged by its losses alone (2 %); its other differences are shown.
     private void Add(string name, double difference, double tolerance, string measure, string worst)
     {
@@ -209,14 +234,29 @@ public sealed class GoldenVerifier : IDisposable
         checks.Add(new GoldenCheck(name, difference, allowed, measure, worst));
     }
 
-    private static (double Difference, string Where) Worse((double Difference, string Where) worst, double difference, int step) =>
-        difference <= worst.Difference ? worst : (difference, string.Create(CultureInfo.InvariantCulture, $"iteration {step + 1}"));
-
     private static double Relative(double actual, double expected) => Math.Abs(actual - expected) / Math.Max(Math.Abs(expected), 1e-30);
 
     private static object? Convert(string name, System.Text.Json.JsonElement value)
     {
         var option = OptionCatalog.Get(name);
         return ConfigJson.TryConvert(option, value, out var converted, out var problem) ? converted : throw new ConfigException([problem]);
+    }
+
+    /// <summary>One quantity over the steps, and where it is farthest from what is expected.</summary>
+    private sealed class Series
+    {
+        public List<float> Values { get; } = [];
+
+        public double Worst { get; private set; }
+
+        public string Where { get; private set; } = "";
+
+        public void Add(double actual, double expected)
+        {
+            Values.Add((float)actual);
+            var difference = Relative(actual, expected);
+            if (double.IsNaN(Worst) || difference <= Worst) return; // NaN is the worst
+            (Worst, Where) = (difference, string.Create(CultureInfo.InvariantCulture, $"iteration {Values.Count}"));
+        }
     }
 }

@@ -56,6 +56,12 @@ public sealed record StepReport(
 {
     /// <summary>Model floating-point operations of this rank's share of the step (megatron-swift formula, recompute not counted); the sum over ranks is the step's work.</summary>
     public double FloatingPointOperations { get; init; }
+
+    /// <summary>Balance loss of the routers without its coefficient: mean over this rank's micro-batches and layers with experts; null when there is none.</summary>
+    public double? LoadBalancingLoss { get; init; }
+
+    /// <summary>z-loss of the routers, likewise.</summary>
+    public double? ZLoss { get; init; }
 }
 
 /// <summary>

@@ -17,6 +17,12 @@ public readonly record struct StepMetrics(double LossSum, double TokenCount, Opt
 {
     /// <summary>Mean cross-entropy per target of this rank.</summary>
     public double Loss => TokenCount == 0 ? 0 : LossSum / TokenCount;
+
+    /// <summary>Balance loss of the routers without its coefficient: mean over this rank's micro-batches and layers with experts; null when there is none.</summary>
+    public double? LoadBalancingLoss { get; init; }
+
+    /// <summary>z-loss of the routers, likewise.</summary>
+    public double? ZLoss { get; init; }
 }
 
 /// <summary>Settings of the step that do not change during a run.</summary>
@@ -40,6 +46,7 @@ public sealed record TrainerOptions
 /// </summary>
 public sealed class Trainer : IDisposable
 {
+    private readonly GptModel model;
     private readonly TrainerOptions options;
     private readonly Device device;
     private readonly GptPipelineStage stage;
@@ -54,7 +61,7 @@ public sealed class Trainer : IDisposable
 
     public Trainer(GptModel model, ParallelState parallel, Device device, TrainerOptions options)
     {
-        (this.options, this.device) = (options, device);
+        (this.model, this.options, this.device) = (model, options, device);
         var layout = FlatLayout.Create(model.Parameters, parallel);
         gradients = layout.CreateGradientBuffer(device, options.NumLogicalShards);
         scaler = options.LossScaler is null ? null : new LossScaler(options.LossScaler);
@@ -84,6 +91,7 @@ public sealed class Trainer : IDisposable
     public void AccumulateGradients(GlobalBatch batch)
     {
         gradients.Zero();
+        model.Routing?.Zero();
         current = batch;
         var contexts = MakeContexts(batch, isTraining: true);
         try
@@ -149,7 +157,20 @@ public sealed class Trainer : IDisposable
     }
 
     private StepMetrics Metrics(GlobalBatch batch, OptimizerStepResult update) =>
-        new(stage.LossSum.item<double>(), TokensOf(batch), update);
+        new(stage.LossSum.item<double>(), TokensOf(batch), update)
+        {
+            LoadBalancingLoss = model.Options.Moe.HasBalanceLoss ? MeanOverLayers(model.Routing?.BalanceLoss, batch) : null,
+            ZLoss = model.Options.Moe.ZLossCoeff > 0 ? MeanOverLayers(model.Routing?.ZLoss, batch) : null,
+        };
+
+    private double? MeanOverLayers(Tensor? sumPerLayer, GlobalBatch batch)
+    {
+        var numLayers = 0;
+        for (var layer = model.Stage.FirstLayer; layer < model.Stage.EndLayer; layer++)
+            if (model.Config.IsMoeLayer(layer)) numLayers++;
+        if (sumPerLayer is null || numLayers == 0) return null;
+        return sumPerLayer.sum().item<double>() / ((double)numLayers * batch.MicroBatches.Count);
+    }
 
     private ForwardContext[] MakeContexts(GlobalBatch batch, bool isTraining)
     {

@@ -91,6 +91,8 @@ public sealed class TrainingRun : IRankProgram
             Stopwatch.GetElapsedTime(startTime))
         {
             FloatingPointOperations = ModelFlops.Of(rank.ModelConfig, batch),
+            LoadBalancingLoss = metrics.LoadBalancingLoss,
+            ZLoss = metrics.ZLoss,
         });
     }
 

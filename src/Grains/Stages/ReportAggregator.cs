@@ -71,6 +71,8 @@ public sealed class ReportAggregator
             StepTime = slowest.StepTime,
             SlowestRank = slowest.Rank,
             FloatingPointOperations = ranks.Sum(rank => rank.FloatingPointOperations),
+            LoadBalancingLoss = ranks.Average(rank => rank.LoadBalancingLoss),
+            ZLoss = ranks.Average(rank => rank.ZLoss),
         };
     }
 }

@@ -41,6 +41,12 @@ public sealed record StageStepReport
     /// <summary>Model floating-point operations of the step, summed over the ranks.</summary>
     [Id(13)] public required double FloatingPointOperations { get; init; }
 
+    /// <summary>Balance loss of the routers without its coefficient, mean over ranks, micro-batches and layers with experts; null when there is none.</summary>
+    [Id(14)] public double? LoadBalancingLoss { get; init; }
+
+    /// <summary>z-loss of the routers, likewise.</summary>
+    [Id(15)] public double? ZLoss { get; init; }
+
     /// <summary>Mean loss of the step's target tokens.</summary>
     public double Loss => LossSum / TokenCount;
 }

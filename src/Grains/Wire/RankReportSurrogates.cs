@@ -69,6 +69,8 @@ internal struct StepReportSurrogate
     [Id(10)] public ulong BatchHash;
     [Id(11)] public TimeSpan StepTime;
     [Id(12)] public double FloatingPointOperations;
+    [Id(13)] public double? LoadBalancingLoss;
+    [Id(14)] public double? ZLoss;
 }
 
 [RegisterConverter]
@@ -78,6 +80,8 @@ internal sealed class StepReportConverter : IConverter<StepReport, StepReportSur
         new(s.Attempt, s.Rank, s.Iteration, s.LossSum, s.TokenCount, s.LossBits, s.GradNorm, s.LearningRate, s.LossScale, s.Skipped, s.BatchHash, s.StepTime)
         {
             FloatingPointOperations = s.FloatingPointOperations,
+            LoadBalancingLoss = s.LoadBalancingLoss,
+            ZLoss = s.ZLoss,
         };
 
     public StepReportSurrogate ConvertToSurrogate(in StepReport v) => new()
@@ -95,6 +99,8 @@ internal sealed class StepReportConverter : IConverter<StepReport, StepReportSur
         BatchHash = v.BatchHash,
         StepTime = v.StepTime,
         FloatingPointOperations = v.FloatingPointOperations,
+        LoadBalancingLoss = v.LoadBalancingLoss,
+        ZLoss = v.ZLoss,
     };
 }
 

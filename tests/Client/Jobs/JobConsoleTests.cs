@@ -74,6 +74,24 @@ public sealed class JobConsoleTests : IDisposable
     }
 
     [Fact]
+    public void Steps_OfAModelWithExperts_ShowTheLossesOfItsRouters()
+    {
+        using (var console = NewConsole())
+        {
+            console.Show(Planned(train: 3, interval: 3, worldSize: 1));
+            foreach (var (iteration, balance) in ((long, double)[])[(1, 9), (2, 1.25), (3, 1.75)])
+            {
+                var done = Step(iteration, 2);
+                console.Show(done with { Step = done.Step with { LoadBalancingLoss = balance, ZLoss = 0.5 } });
+            }
+        }
+        Assert.Contains(
+            "| lm loss: 2.000000E+00 | load_balancing_loss: 1.500000E+00 | z_loss: 5.000000E-01 | loss scale:", output.ToString().Split('\n')[1], StringComparison.Ordinal);
+        var row = JsonDocument.Parse(File.ReadAllLines(Path.Combine(folder, "logging.jsonl"))[1]).RootElement;
+        Assert.Equal((1.5, 0.5), (row.GetProperty("load_balancing_loss").GetDouble(), row.GetProperty("z_loss").GetDouble()));
+    }
+
+    [Fact]
     public void Steps_BeforeThePlan_WaitForIt()
     {
         using var console = NewConsole();

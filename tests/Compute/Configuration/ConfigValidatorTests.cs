@@ -234,7 +234,7 @@ public sealed class ConfigValidatorTests
     [InlineData("""{"model_revision": "v2"}""", "--model_revision = v2 is not supported yet; give a local folder: nothing is fetched from a hub yet.")]
     [InlineData("""{"dataloader_type": "external"}""", "--dataloader_type = external is not supported yet; use cyclic or single.")]
     [InlineData("""{"model_kwargs": {"a": "b"}}""", "--model_kwargs = {\"a\":\"b\"} is not supported yet; leave the option out.")]
-    [InlineData("""{"recompute_modules": ["moe"]}""", "--recompute_modules = moe is not supported yet; choose among core_attn, mlp or layernorm.")]
+    [InlineData("""{"recompute_modules": ["mla_up_proj"]}""", "--recompute_modules = mla_up_proj is not supported yet; choose among core_attn, mlp, moe, moe_act or layernorm.")]
     [InlineData("""{"tensor_model_parallel_size": 2}""", "--tensor_model_parallel_size = 2 is not supported yet; use 1.")]
     public void UnsupportedValues_GivenOne_IsRefusedByName(string options, string message)
     {
