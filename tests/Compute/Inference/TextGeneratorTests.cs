@@ -17,7 +17,7 @@ public sealed class TextGeneratorTests
 
     private static readonly HfTokenizer Tokenizer = HfTokenizer.Load(Repository.Asset("tokenizers", "tiny"));
 
-    public static TheoryData<string> Models => ["qwen2.5-dense", "qwen3-dense", "llama3.1-dense"];
+    public static TheoryData<string> Models => ["qwen2.5-dense", "qwen3-dense", "llama3.1-dense", "qwen2-moe", "qwen3-moe"];
 
     [Theory, MemberData(nameof(Models))]
     public void Generate_GoldenModelGreedy_EqualsHuggingFaceAndItselfWithoutCache(string name)
