@@ -1,4 +1,5 @@
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Native;
 using Megatron.Compute.Training;
 using Megatron.Testing;
 
@@ -20,7 +21,7 @@ public sealed class GoldenVerifierTests
     private static void AssertPasses(string model, TrainingConfig config)
     {
         using var leaks = LeakCheck.Start();
-        using var verifier = new GoldenVerifier(config with { Golden = Repository.Asset("golden", model) }, worldSize: 1);
+        using var verifier = new GoldenVerifier(config with { Golden = Repository.Asset("golden", model) }, worldSize: 1, new LibTorchOptions());
         var checks = verifier.Run();
         Assert.Equal(7, checks.Count);
         foreach (var check in checks) TestContext.Current.TestOutputHelper?.WriteLine($"{check.Name}: {check.Difference:E2} (allowed {check.Tolerance:E0}, {check.Measure}) {check.Worst}");

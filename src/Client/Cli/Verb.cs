@@ -39,6 +39,7 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
         new("pt", "Continue pre-training on text.", TrainingSections, console => new TrainCommand(console)) { IsTraining = true },
         new("export", "Convert between Hugging Face folders and training checkpoints.", ExportSections, console => new ExportCommand(console)),
         new("verify", "Compare this program with a golden folder.", VerifySections, console => new VerifyCommand(console)),
+        new("benchmark", "Time the training step of a published model shape.", VerifySections, console => new BenchmarkCommand(console)),
         new("test", "Run the tests of a checkout.", NoSections, console => new TestCommand(console)),
         new("infer", "Talk to a model.", NoSections, console => new NotBuiltCommand(console)),
         new("tokenize", "Show the tokens of a text.", NoSections, console => new NotBuiltCommand(console)),

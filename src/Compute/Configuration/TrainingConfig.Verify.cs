@@ -8,6 +8,8 @@ public sealed partial record TrainingConfig
     [Option("golden", "Folder with golden.safetensors and golden.json to compare with.", Verify)]
     public string? Golden { get; init; }
 
+    [Option("preset", "Shape that megatron benchmark measures, e.g. qwen3-4b; qwen3-4b:8 keeps 8 layers.", Verify)]
+    public string? Preset { get; init; }
     [Option("dump", "File for what was computed, with the tensor names of golden.safetensors.", Verify)]
     public string? Dump { get; init; }
 }

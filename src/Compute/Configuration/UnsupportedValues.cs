@@ -107,7 +107,6 @@ public static class UnsupportedValues
         new("packing_strategy", ["binpack"]),
         new("streaming", ["false"]),
         new("lazy_tokenize", ["false"]),
-        new("device", ["auto", "cpu"]),
         new("devices", [""]),
         new("cluster", [""]),
         new("resume", ["false"], "give the run's folder with --load"),

@@ -21,10 +21,15 @@ public static class LibTorch
     private static readonly Lock gate = new();
     private static LoadedLibTorch? loaded;
     private static StableAbi? abi;
+    private static Lazy<CudaAbi>? cudaAbi;
 
     /// <summary>libtorch's C interface, for operators that TorchSharp does not wrap.</summary>
     /// <exception cref="InvalidOperationException"><see cref="Load"/> was not called.</exception>
     internal static StableAbi Abi => Volatile.Read(ref abi) ?? throw new InvalidOperationException("LibTorch.Load was not called before the first native call.");
+
+    /// <summary>The CUDA part of the interface, resolved at first use: a machine without a GPU never needs it.</summary>
+    /// <exception cref="InvalidOperationException">No CUDA libtorch is loaded.</exception>
+    internal static CudaAbi CudaAbi => Volatile.Read(ref cudaAbi)?.Value ?? throw new InvalidOperationException("The loaded libtorch has no CUDA.");
 
     /// <summary>
     /// Loads libtorch and TorchSharp's shim once; later calls return what is loaded. Safe from any thread.
@@ -63,6 +68,7 @@ public static class LibTorch
             : (Path: original, Handle: LoadLibrary(original));
         HandToTorchSharp(shim.Handle, shim.Path);
         Volatile.Write(ref abi, resolvedAbi);
+        if (handles.TryGetValue(Cuda, out var cuda)) Volatile.Write(ref cudaAbi, new Lazy<CudaAbi>(() => new CudaAbi(cuda, folder, version)));
         return new LoadedLibTorch(folder, version, libraries.Contains(Cuda), shim.Path, shim.Path != original);
     }
 

@@ -11,6 +11,9 @@ public enum AttentionBackend
 
     /// <summary>Matrix product, softmax, matrix product: works for every dtype and with dropout.</summary>
     Unfused,
+
+    /// <summary>cuDNN: GPU only, one plan per segment length.</summary>
+    Fused,
 }
 
 /// <summary>How attention is computed; none of it changes the mathematics except the rounding.</summary>

@@ -11,7 +11,7 @@ internal sealed class FlashAttention(AttentionShape shape) : IAttentionKernel
 
     /// <summary>True when the kernel computes tensors like <paramref name="query"/>.</summary>
     public static bool Supports(Tensor query) =>
-        query.device.type == DeviceType.CPU && query.dtype is ScalarType.Float32 or ScalarType.Float64 or ScalarType.BFloat16;
+        query.device.type == DeviceType.CPU && query.dtype is (ScalarType.Float32 or ScalarType.Float64 or ScalarType.BFloat16);
 
     /// <inheritdoc/>
     public Tensor Forward(SegmentGroup group, AttentionInputs inputs, Saved saved)

@@ -1,3 +1,5 @@
+using Megatron.Compute.Native;
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Ops;
@@ -7,7 +9,8 @@ public static class WeightGradient
 {
     /// <summary>
     /// MainGrad [O, I] += gradOutputᵀ · input. When model and main gradient have the same dtype the product accumulates in place;
-    /// otherwise it is formed in the model dtype and added in fp32.
+    /// on a GPU the product of 16-bit matrices
+    /// accumulates in fp32 inside the GEMM; elsewhere it is formed in the model dtype and added in fp32.
     /// </summary>
     /// <param name="gradOutput_TO">[T, O] in the model dtype.</param>
     /// <param name="input_TI">[T, I] in the model dtype.</param>
@@ -19,6 +22,7 @@ public static class WeightGradient
         using var scope = NewDisposeScope();
         var transposed = gradOutput_TO.t();
         if (mainGrad.dtype == gradOutput_TO.dtype) mainGrad.addmm_(transposed, input_TI, beta: 1, alpha: 1);
+        else if (mainGrad.device_type == DeviceType.CUDA) CudaBlas.AccumulateTransposed(mainGrad, gradOutput_TO, input_TI);
         else mainGrad.add_(transposed.mm(input_TI));
     }
 

@@ -4,6 +4,7 @@ using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
+using Megatron.Compute.Native;
 using Megatron.Compute.Ops;
 using static TorchSharp.torch;
 
@@ -33,14 +34,15 @@ public sealed class GoldenVerifier : IDisposable
     private readonly GptModel model;
     private readonly Trainer trainer;
     private readonly ParallelState parallel;
-    private readonly Device device = new("cpu");
+    private readonly Device device;
     private readonly List<GoldenCheck> checks = [];
     private readonly SortedDictionary<string, Tensor> dump = new(StringComparer.Ordinal);
 
     /// <param name="config">Golden folder, layout, micro-batch size, dtype, recompute; hyperparameters come from the folder.</param>
     /// <param name="worldSize">Ranks asked for; one today.</param>
+    /// <param name="libTorch">Where libtorch is looked for.</param>
     /// <exception cref="ConfigException">The folder cannot be used.</exception>
-    public GoldenVerifier(TrainingConfig config, int worldSize)
+    public GoldenVerifier(TrainingConfig config, int worldSize, LibTorchOptions libTorch)
     {
         golden = GoldenFile.Open(config.Golden ?? throw new ConfigException("GOLD002", "verify compares with a golden folder; give --golden DIR."));
         config = OptionCatalog.With(config with { TorchDtype = config.TorchDtype ?? "float32" }, golden.Hyperparameters
@@ -50,6 +52,7 @@ public sealed class GoldenVerifier : IDisposable
         this.config = config;
         modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(golden.Folder).Model, config);
         ConfigValidator.ThrowIfInvalid(config with { Model = golden.Folder, GlobalBatchSize = 8 }, modelConfig, worldSize);
+        device = CudaDevices.Choose(config.Device, localRank: 0, LibTorch.Load(libTorch));
         parallel = ParallelState.SingleRank();
         model = LoadModel(config);
         trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config));
@@ -93,7 +96,7 @@ public sealed class GoldenVerifier : IDisposable
         var batch = FirstBatch();
         using var context = new ForwardContext(batch.MicroBatches[0], device, step: 0, isTraining: false, lossFactor: 1, auxiliaryLossFactor: 0);
         var expected = golden.Read("logits");
-        var logits = model.ForwardLogits(null, new Saved(context)).to_type(float32).view(expected.shape);
+        var logits = model.ForwardLogits(null, new Saved(context)).to_type(float32).cpu().view(expected.shape);
         Keep("logits", logits);
         Add("logits", (logits - expected).abs().max().item<float>() / expected.abs().max().item<float>(), 2e-4, "max |Δ| / max |logits|", "");
 
@@ -212,13 +215,13 @@ public sealed class GoldenVerifier : IDisposable
         var result = new Dictionary<string, Tensor>(StringComparer.Ordinal);
         foreach (var parameter in model.Parameters)
         {
-            var flat = select(parameter).reshape(-1).to_type(float32);
+            var flat = select(parameter).reshape(-1).to_type(float32).cpu();
             foreach (var block in parameter.Blocks) result.Add(block.Name, flat.narrow(0, block.FlatOffset, block.NumElements).view(block.Shape));
         }
         return result;
     }
 
-    private void Keep(string name, Tensor value) => dump[name] = value.clone().DetachFromDisposeScope();
+    private void Keep(string name, Tensor value) => dump[name] = value.cpu().clone().DetachFromDisposeScope();
 
     private void AddSeries(string trajectory, string column, Series series, double tolerance, string name)
     {

@@ -33,10 +33,11 @@ public sealed record RankEnvironment
     }
 
     /// <summary>Loads libtorch and sets this thread's share of the cores.</summary>
-    public void PrepareThread()
+    public LoadedLibTorch PrepareThread()
     {
-        Native.LibTorch.Load(LibTorch);
+        var loaded = Native.LibTorch.Load(LibTorch);
         torch.set_num_threads(ThreadsPerRank);
+        return loaded;
     }
 
     /// <summary>One loopback world for each attempt: a new attempt never meets the groups of an old one.</summary>

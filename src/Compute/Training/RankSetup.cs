@@ -2,9 +2,9 @@ using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
+using Megatron.Compute.Native;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.Tokenization;
-using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;
 
@@ -33,8 +33,9 @@ public sealed class RankSetup : IDisposable
     /// <exception cref="ConfigException">Something the user gave cannot be used.</exception>
     public static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link)
     {
-        environment.PrepareThread();
+        var libTorch = environment.PrepareThread();
         var config = TrainingConfig.FromJson(start.ConfigJson);
+        var device = CudaDevices.Choose(config.Device, start.LocalRank, libTorch);
         var folder = ModelFolder.Find(config);
         var modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(folder).Model, config);
         var tokenizer = HfTokenizer.Load(config.Tokenizer ?? folder);
@@ -43,7 +44,6 @@ public sealed class RankSetup : IDisposable
         var dims = RunSettings.Dims(config, start.WorldSize);
         var parallel = ParallelState.Create(dims, start.Rank, environment.ProcessGroups(start), config.SequenceParallel);
         var layout = RunSettings.BatchLayout(config, parallel, tokenizer);
-        var device = new Device("cpu");
         var model = new GptModel(modelConfig, RunSettings.Model(config, device), parallel, StageLayout.Whole(modelConfig));
         var trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config));
         var restored = ModelState.Load(new ModelStateRequest(config, modelConfig, folder, start.LoadFolder, environment.Time), model, trainer, link);

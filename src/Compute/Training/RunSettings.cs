@@ -99,6 +99,7 @@ public static class RunSettings
             Backend = config.AttentionBackend switch
             {
                 "flash" => AttentionBackend.Flash,
+                "fused" => AttentionBackend.Fused,
                 "unfused" => AttentionBackend.Unfused,
                 _ => AttentionBackend.Auto,
             },

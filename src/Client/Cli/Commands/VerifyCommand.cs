@@ -12,8 +12,7 @@ public sealed class VerifyCommand(CommandConsole console) : IVerbCommand
     /// <inheritdoc/>
     public Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
     {
-        LibTorch.Load(new LibTorchOptions { Folder = options.Environment.LibTorch });
-        using var verifier = new GoldenVerifier(options.Config, options.Environment.WorldSize);
+        using var verifier = new GoldenVerifier(options.Config, options.Environment.WorldSize, new LibTorchOptions { Folder = options.Environment.LibTorch });
         var checks = verifier.Run();
         Print(checks);
         if (options.Config.Dump is { } dump) verifier.WriteDump(dump);

@@ -1,0 +1,31 @@
+using System.Globalization;
+using System.Text.Json;
+using Megatron.Compute.Native;
+using Megatron.Compute.Training;
+
+namespace Megatron.Client.Cli.Commands;
+
+/// <summary><c>megatron benchmark</c>: times the training step of a published shape; a table, then one JSON line.</summary>
+/// <param name="console">Where to print.</param>
+public sealed class BenchmarkCommand(CommandConsole console) : IVerbCommand
+{
+    private static readonly JsonSerializerOptions SnakeCase = new() { PropertyNamingPolicy = JsonNamingPolicy.SnakeCaseLower };
+
+    /// <inheritdoc/>
+    public Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
+    {
+        var result = StepBenchmark.Run(options.Config, new LibTorchOptions { Folder = options.Environment.LibTorch });
+        Row("model", $"{result.Preset}, {result.NumParameters / 1e9:F2} B parameters, libtorch {result.LibTorch} on {result.Device}");
+        Row("batch", $"{result.MicroBatchSize} × {result.SeqLength} tokens");
+        Row("step", $"{result.StepMsMedian:F1} ms median ({result.StepMsMin:F1} to {result.StepMsMax:F1})");
+        Row("phases", $"forward + backward {result.ForwardBackwardMs:F1} ms, optimizer {result.OptimizerMs:F1} ms");
+        Row("tokens/s", $"{result.TokensPerSecond:F0}");
+        Row("TFLOP/s", $"{result.TeraFlopsCausal:F1} causal, {result.TeraFlopsFull:F1} full");
+        Row("MFU", $"{100 * result.ModelFlopsUtilization:F1} % of 989.4 TFLOP/s");
+        Row("memory", $"{result.PeakMemoryGiB:F1} GiB");
+        console.Out.WriteLine(JsonSerializer.Serialize(result, SnakeCase));
+        return Task.FromResult(ExitCode.Ok);
+    }
+
+    private void Row(string name, FormattableString text) => console.Out.WriteLine($"{name,-10}{text.ToString(CultureInfo.InvariantCulture)}");
+}

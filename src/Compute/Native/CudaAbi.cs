@@ -1,0 +1,71 @@
+// The CUDA part of libtorch's stable C ABI (torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h and torch/csrc/stable/c/shim.h) and the
+// one cuBLAS function that libtorch does not offer: a product of 16-bit matrices accumulated into an fp32 matrix.
+
+using System.Runtime.InteropServices;
+using Megatron.Compute.Configuration;
+
+namespace Megatron.Compute.Native;
+
+/// <summary>CUDA functions that this program calls, resolved once; a missing one is named.</summary>
+internal sealed unsafe class CudaAbi
+{
+    /// <summary>Forward of cuDNN attention: q, k, v, bias*, computeLogSumExp, dropout, isCausal, debugMask, scale*, nine results.</summary>
+    public readonly delegate* unmanaged<nint, nint, nint, nint*, int, double, int, int, double*, nint*, nint*, nint*, nint*, long*, long*, nint*, nint*, nint*, int>
+        CudnnAttentionForward;
+
+    /// <summary>Backward: gradOut, q, k, v, out, logSumExp, philox seed, offset, bias, cumSeqQ, cumSeqK, maxQ, maxK, dropout, isCausal, scale*, three results.</summary>
+    public readonly delegate* unmanaged<nint, nint, nint, nint, nint, nint, nint, nint, nint, nint, nint, long, long, double, int, double*, nint*, nint*, nint*, int>
+        CudnnAttentionBackward;
+
+    /// <summary>int torch_get_current_cuda_blas_handle(out handle): the cuBLAS handle of this thread, set to the current stream.</summary>
+    public readonly delegate* unmanaged<nint*, int> CurrentBlasHandle;
+
+    /// <summary>cublasStatus_t cublasGemmEx(handle, opA, opB, m, n, k, alpha, A, typeA, lda, B, typeB, ldb, beta, C, typeC, ldc, compute, algorithm).</summary>
+    public readonly delegate* unmanaged<nint, int, int, int, int, int, float*, nint, int, int, nint, int, int, float*, nint, int, int, int, int, int> GemmEx;
+
+    /// <summary>cudaError_t cudaMemGetInfo(out free, out total) of the current device.</summary>
+    public readonly delegate* unmanaged<nuint*, nuint*, int> MemGetInfo;
+
+    /// <summary>cudaError_t cudaDeviceSynchronize().</summary>
+    public readonly delegate* unmanaged<int> DeviceSynchronize;
+
+    /// <param name="cuda">Handle of libtorch_cuda.so.</param>
+    /// <exception cref="ConfigException">NATIVE011: names each function that is missing.</exception>
+    public CudaAbi(nint cuda, string folder, Version version)
+    {
+        List<string> missing = [];
+        var (blas, runtime) = (LoadMapped("libcublas.so", missing), LoadMapped("libcudart.so", missing));
+        CudnnAttentionForward = (delegate* unmanaged<nint, nint, nint, nint*, int, double, int, int, double*, nint*, nint*, nint*, nint*, long*, long*, nint*, nint*, nint*, int>)
+            Export(cuda, "aoti_torch_cuda__scaled_dot_product_cudnn_attention", missing);
+        CudnnAttentionBackward = (delegate* unmanaged<nint, nint, nint, nint, nint, nint, nint, nint, nint, nint, nint, long, long, double, int, double*, nint*, nint*, nint*, int>)
+            Export(cuda, "aoti_torch_cuda__scaled_dot_product_cudnn_attention_backward", missing);
+        CurrentBlasHandle = (delegate* unmanaged<nint*, int>)Export(cuda, "torch_get_current_cuda_blas_handle", missing);
+        GemmEx = (delegate* unmanaged<nint, int, int, int, int, int, float*, nint, int, int, nint, int, int, float*, nint, int, int, int, int, int>)Export(blas, "cublasGemmEx", missing);
+        MemGetInfo = (delegate* unmanaged<nuint*, nuint*, int>)Export(runtime, "cudaMemGetInfo", missing);
+        DeviceSynchronize = (delegate* unmanaged<int>)Export(runtime, "cudaDeviceSynchronize", missing);
+        if (missing.Count > 0)
+        {
+            throw new ConfigException("NATIVE011", $"libtorch {version} in {folder} lacks {string.Join(", ", missing)} for CUDA; "
+                + $"use one of the tested versions {string.Join(" and ", LibTorch.TestedVersions)}, or --device cpu.");
+        }
+    }
+
+    /// <summary>A handle of the very copy that libtorch has mapped: a second copy of cuBLAS or the runtime would have a state of its own.</summary>
+    private static nint LoadMapped(string prefix, List<string> missing)
+    {
+        foreach (var line in File.ReadLines("/proc/self/maps"))
+        {
+            var start = line.IndexOf('/', StringComparison.Ordinal);
+            if (start >= 0 && Path.GetFileName(line[start..]).StartsWith(prefix, StringComparison.Ordinal)) return NativeLibrary.Load(line[start..]);
+        }
+        missing.Add(prefix);
+        return 0;
+    }
+
+    private static nint Export(nint library, string name, List<string> missing)
+    {
+        if (library != 0 && NativeLibrary.TryGetExport(library, name, out var address)) return address;
+        missing.Add(name);
+        return 0;
+    }
+}

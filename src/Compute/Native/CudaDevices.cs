@@ -1,0 +1,48 @@
+using Megatron.Compute.Configuration;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Native;
+
+/// <summary>GPUs as this process sees them.</summary>
+public static unsafe class CudaDevices
+{
+    /// <summary>Number of usable GPUs; 0 without a CUDA libtorch, driver or device. CUDA_VISIBLE_DEVICES is honoured by the driver.</summary>
+    public static int Count(LoadedLibTorch libTorch)
+    {
+        if (!libTorch.HasCuda) return 0;
+        InitializeDeviceType(DeviceType.CUDA);
+        return cuda.is_available() ? cuda.device_count() : 0;
+    }
+
+    /// <summary>The device of a rank.</summary>
+    /// <param name="kind"><c>auto</c> (GPUs when there are any), <c>cpu</c> or <c>cuda</c>.</param>
+    /// <param name="localRank">Index of the rank on its node.</param>
+    /// <exception cref="ConfigException">GPU001: <c>cuda</c> was asked for and is not there. GPU002: fewer GPUs than ranks.</exception>
+    public static Device Choose(string kind, int localRank, LoadedLibTorch libTorch)
+    {
+        var count = kind == "cpu" ? 0 : Count(libTorch);
+        if (kind == "cuda" && count == 0)
+            throw new ConfigException("GPU001", libTorch.HasCuda
+                ? "device = cuda, but no NVIDIA GPU is usable here; check nvidia-smi and CUDA_VISIBLE_DEVICES, or give --device cpu."
+                : $"device = cuda, but libtorch in {libTorch.Folder} has no CUDA; set MEGATRON_LIBTORCH to torch/lib of a CUDA PyTorch, or give --device cpu.");
+        if (count == 0) return CPU;
+        if (localRank >= count)
+            throw new ConfigException("GPU002", $"Rank {localRank} of this node has no GPU of its own: {count} are visible; start fewer ranks or make more GPUs visible.");
+        return new Device(DeviceType.CUDA, localRank);
+    }
+
+    /// <summary>Waits for all work on the device; does nothing on a CPU.</summary>
+    public static void Synchronize(Device device)
+    {
+        if (device.type == DeviceType.CUDA) StableAbi.Check(LibTorch.CudaAbi.DeviceSynchronize(), "cudaDeviceSynchronize");
+    }
+
+    /// <summary>Bytes taken of the current GPU, by all processes: what its allocators hold, which never shrinks during a run.</summary>
+    public static long UsedBytes()
+    {
+        nuint free, total;
+        StableAbi.Check(LibTorch.CudaAbi.MemGetInfo(&free, &total), "cudaMemGetInfo");
+        return (long)(total - free);
+    }
+}

@@ -1,0 +1,142 @@
+using System.Diagnostics;
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Data;
+using Megatron.Compute.Distributed;
+using Megatron.Compute.Models;
+using Megatron.Compute.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Training;
+
+/// <summary>What a benchmark measured. Times in milliseconds.</summary>
+public sealed record BenchmarkResult
+{
+    public required string Preset { get; init; }
+    public required string Device { get; init; }
+    public required string LibTorch { get; init; }
+    public required int MicroBatchSize { get; init; }
+    public required int SeqLength { get; init; }
+    public required long NumParameters { get; init; }
+    public required double StepMsMedian { get; init; }
+    public required double StepMsMin { get; init; }
+    public required double StepMsMax { get; init; }
+
+    /// <summary>Forward and backward of the step, and reduction + optimizer, each measured with a synchronised device.</summary>
+    public required double ForwardBackwardMs { get; init; }
+
+    public required double OptimizerMs { get; init; }
+    public required double TokensPerSecond { get; init; }
+
+    /// <summary>Causal attention counted half; recompute not counted.</summary>
+    public required double TeraFlopsCausal { get; init; }
+
+    /// <summary>Attention counted in full, as some tables do.</summary>
+    public required double TeraFlopsFull { get; init; }
+
+    /// <summary>Causal figure over 989.4 TFLOP/s, the dense bf16 peak of an H100 or H200; 0 on a CPU.</summary>
+    public required double ModelFlopsUtilization { get; init; }
+
+    /// <summary>What the allocators hold after the run: the peak, since they give nothing back. 0 on a CPU.</summary>
+    public required double PeakMemoryGiB { get; init; }
+}
+
+/// <summary>
+/// Times the whole training step (data hand-over, forward, backward, clip, update) of a published shape with random weights and tokens.
+/// </summary>
+public static class StepBenchmark
+{
+    private const double PeakTeraFlops = 989.4;
+    private const int WarmupSteps = 3;
+
+    /// <summary>Runs the benchmark on this thread.</summary>
+    /// <param name="config">preset, micro_batch_size, seq_length, train_iters (timed steps), dtype, recompute, device.</param>
+    public static BenchmarkResult Run(TrainingConfig config, LibTorchOptions options)
+    {
+        var preset = config.Preset ?? "qwen3-0.6b";
+        var model = BenchmarkPresets.Get(preset);
+        var loaded = LibTorch.Load(options);
+        var device = CudaDevices.Choose(config.Device, localRank: 0, loaded);
+        config = config with { TorchDtype = config.TorchDtype ?? "bfloat16" };
+        var seqLength = config.SeqLength ?? 4096;
+
+        using var parallel = ParallelState.SingleRank();
+        using var gpt = new GptModel(model, RunSettings.Model(config, device), parallel, StageLayout.Whole(model));
+        FillRandom(gpt);
+        using var trainer = new Trainer(gpt, parallel, device, RunSettings.Trainer(config));
+        trainer.Optimizer.CopyModelToMasters();
+        var batch = RandomBatch(config.MicroBatchSize, seqLength, model.VocabSize);
+
+        for (var i = 0; i < WarmupSteps; i++) trainer.TrainStep(batch, 1e-6);
+        var steps = Time(config.TrainIters ?? 10, device, () => trainer.TrainStep(batch, 1e-6));
+        var halves = Time(3, device, () =>
+        {
+            using var scope = NewDisposeScope();
+            trainer.AccumulateGradients(batch);
+        });
+        return Summarize(preset, config, device, loaded, gpt, batch, seqLength, steps, halves);
+    }
+
+    private static BenchmarkResult Summarize(
+        string preset, TrainingConfig config, Device device, LoadedLibTorch loaded, GptModel gpt, GlobalBatch batch, int seqLength, double[] steps, double[] halves)
+    {
+        var median = steps[steps.Length / 2];
+        var tokens = batch.MicroBatches.Sum(microBatch => microBatch.NumTokens);
+        var causal = ModelFlops.Of(gpt.Config, batch);
+        var attention = 6.0 * gpt.Config.NumLayers * gpt.Config.NumAttentionHeads * gpt.Config.KvChannels * seqLength * tokens;
+        return new BenchmarkResult
+        {
+            Preset = preset,
+            Device = device.type == DeviceType.CUDA ? "cuda" : "cpu",
+            LibTorch = loaded.Version.ToString(),
+            MicroBatchSize = config.MicroBatchSize,
+            SeqLength = seqLength,
+            NumParameters = gpt.Parameters.Sum(parameter => parameter.NumElements),
+            StepMsMedian = median,
+            StepMsMin = steps[0],
+            StepMsMax = steps[^1],
+            ForwardBackwardMs = halves[halves.Length / 2],
+            OptimizerMs = median - halves[halves.Length / 2],
+            TokensPerSecond = tokens / median * 1e3,
+            TeraFlopsCausal = causal / median / 1e9,
+            TeraFlopsFull = (causal + attention) / median / 1e9,
+            ModelFlopsUtilization = device.type == DeviceType.CUDA ? causal / median / 1e9 / PeakTeraFlops : 0,
+            PeakMemoryGiB = device.type == DeviceType.CUDA ? CudaDevices.UsedBytes() / (double)(1L << 30) : 0,
+        };
+    }
+
+    /// <summary>Sorted milliseconds of <paramref name="count"/> calls, the device idle before and after each.</summary>
+    private static double[] Time(int count, Device device, Action action)
+    {
+        var times = new double[count];
+        for (var i = 0; i < count; i++)
+        {
+            CudaDevices.Synchronize(device);
+            var start = Stopwatch.GetTimestamp();
+            action();
+            CudaDevices.Synchronize(device);
+            times[i] = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+        }
+        Array.Sort(times);
+        return times;
+    }
+
+    /// <summary>Weights drawn on the device: their values do not matter here, and a billion counter-based ones take minutes on a CPU.</summary>
+    private static void FillRandom(GptModel gpt)
+    {
+        foreach (var parameter in gpt.Parameters)
+        {
+            using var scope = NewDisposeScope();
+            if (parameter.Name.EndsWith("norm.weight", StringComparison.Ordinal)) parameter.Data.fill_(1);
+            else parameter.Data.normal_(0, gpt.Config.InitializerRange);
+        }
+    }
+
+    private static GlobalBatch RandomBatch(int rows, int length, int vocabSize)
+    {
+        var random = new Random(1);
+        var ids = new long[rows * length];
+        for (var i = 0; i < ids.Length; i++) ids[i] = random.Next(vocabSize);
+        return ArrayBatchSource.Create(ids, ids, rows, length, BatchLayout.SingleRankUnpadded(rows)).Get(0);
+    }
+}
