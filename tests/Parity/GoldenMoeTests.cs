@@ -2,6 +2,7 @@ using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
+using Megatron.Compute.Native;
 using Megatron.Compute.Moe;
 using Megatron.Compute.Training;
 using Megatron.Testing;
@@ -83,7 +84,7 @@ public sealed class GoldenMoeTests(ITestOutputHelper output)
     private void AssertPasses(string model, TrainingConfig config)
     {
         using var leaks = LeakCheck.Start();
-        using var verifier = new GoldenVerifier(config with { Golden = Repository.Asset("golden", model) }, worldSize: 1);
+        using var verifier = new GoldenVerifier(config with { Golden = Repository.Asset("golden", model) }, worldSize: 1, new LibTorchOptions());
         var checks = verifier.Run();
         foreach (var check in checks) output.WriteLine($"{check.Name}: {check.Difference:E2} (allowed {check.Tolerance:E0}, {check.Measure}) {check.Worst}");
         Assert.Equal(10, checks.Count);
