@@ -15,6 +15,8 @@ public static class ConfigResolution
     public static TrainingConfig Complete(TrainingConfig config, string verb, GivenOptions given)
     {
         config = WithFullPaths(config) with { System = ReadText("system", config.System), ResponsePrefix = Unescape(config.ResponsePrefix) };
+        if (verb is "pt" or "sft" && given.Contains("enable_thinking"))
+            throw new ConfigException("CFG006", $"--enable_thinking does not go with megatron {verb}: answers are learned as the data have them; give it to megatron infer.");
         if (verb == "pt") config = AsPlainText(config, given);
         return ArgsChain.Fill(config, given).Config;
     }

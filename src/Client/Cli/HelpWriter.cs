@@ -63,7 +63,7 @@ public static class HelpWriter
         console.WriteLine($"megatron {verb.Name}: {verb.Summary}");
         if (!verb.TakesOptions) return ExitCode.Ok;
         console.WriteLine("Names may be written with _ or -; flags may stand alone; lists are separated by spaces; the last of several values wins.");
-        foreach (var section in OptionCatalog.All.Where(option => verb.Sections.Contains(option.Section)).GroupBy(option => option.Section))
+        foreach (var section in OptionCatalog.All.Where(option => verb.Sections.Contains(option.Section) || verb.FurtherOptions.Contains(option.Name)).GroupBy(option => option.Section))
         {
             var table = new Table { Border = TableBorder.None, ShowHeaders = false, Expand = true };
             table.AddColumn(new TableColumn("option") { Width = 40, NoWrap = true }).AddColumn(new TableColumn("default") { Width = 24 }).AddColumn("help");

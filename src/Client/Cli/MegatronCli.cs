@@ -77,7 +77,7 @@ public sealed class MegatronCli(CommandConsole console, Func<string, string?> en
         var launch = LaunchEnvironment.Read(name => environment(name) is { Length: > 0 } set ? set : fileEnvironment.GetValueOrDefault(name));
         var given = new GivenOptions(values.Values.Keys);
         var config = ConfigResolution.Complete(OptionCatalog.With(new TrainingConfig(), values.Values), verb.Name, given);
-        return new ParsedOptions(verb.Name, config, given, [], launch, [.. values.Notices, .. OptionNotices.For(given, verb.Sections, verb.Name)]);
+        return new ParsedOptions(verb.Name, config, given, [], launch, [.. values.Notices, .. OptionNotices.For(new GivenOptions(given.Names.Except(verb.FurtherOptions)), verb.Sections, verb.Name)]);
     }
 
     private static ConfigException UnknownVerb(string word)

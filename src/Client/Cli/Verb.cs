@@ -32,6 +32,8 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
     private static readonly HashSet<OptionSection> ExportSections =
         [Base, OptionSection.Template, Checkpoint, Distributed, MixedPrecision, OptionSection.Model, Moe, Run, OptionSection.Export];
 
+    private static readonly HashSet<OptionSection> InferSections = [Base, Data, OptionSection.Template, Run, OptionSection.Infer];
+
     /// <summary>All verbs in the order of the help.</summary>
     public static IReadOnlyList<Verb> All { get; } =
     [
@@ -41,7 +43,8 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
         new("verify", "Compare this program with a golden folder.", VerifySections, console => new VerifyCommand(console)),
         new("benchmark", "Time the training step of a published model shape.", VerifySections, console => new BenchmarkCommand(console)),
         new("test", "Run the tests of a checkout.", NoSections, console => new TestCommand(console)),
-        new("infer", "Talk to a model.", NoSections, console => new NotBuiltCommand(console)),
+        new("infer", "Talk to a model, or let it answer a data set.", InferSections, console => new InferCommand(console, Console.In))
+            { FurtherOptions = new HashSet<string> { "seed" } },
         new("tokenize", "Show the tokens of a text.", NoSections, console => new NotBuiltCommand(console)),
         new("quickstart", "Train a tiny model from nothing to see everything work.", NoSections, console => new NotBuiltCommand(console)),
         new("silo", "Host the devices of this node for a cluster.", NoSections, console => new NotBuiltCommand(console)),
@@ -53,6 +56,9 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
 
     /// <summary>True for sft and pt, where <c>output_dir</c> means <c>save</c> and <c>mcore_model</c> means <c>load</c>.</summary>
     public bool IsTraining { get; init; }
+
+    /// <summary>Options outside <see cref="Sections"/> that it reads too.</summary>
+    public IReadOnlySet<string> FurtherOptions { get; init; } = new HashSet<string>();
 
     /// <summary>True when the help does not list it.</summary>
     public bool IsHidden { get; init; }

@@ -24,7 +24,7 @@ public static class DatasetBuilder
         var seed = (ulong)(uint)(config.DataSeed ?? config.Seed);
         var report = new List<string>();
         using var files = new OpenFiles();
-        var parser = new RowParser(ParseColumns(config.Columns), new SelfCognition(config.ModelName, config.ModelAuthor), seed);
+        var parser = new RowParser(ParseColumns(config.Columns), new SelfCognition(config.ModelName, config.ModelAuthor), seed, RowPurpose.Training);
         var numTrainSets = OpenAll(config, parser, files, report);
         var (train, validation) = ChooseRows(config, files, numTrainSets, seed, report);
         if (config.DatasetShuffle) new DataRandom(seed, "shuffle train", 0).Shuffle(train.AsSpan());
@@ -102,7 +102,7 @@ public static class DatasetBuilder
         var other => throw new ConfigException("DATA010", $"truncation_strategy = {other} is not known; choose delete, left, right or split."),
     };
 
-    private static Dictionary<string, string> ParseColumns(string? json)
+    internal static Dictionary<string, string> ParseColumns(string? json)
     {
         try
         {

@@ -53,7 +53,7 @@ public sealed class MutatedInputTests : IDisposable
         try
         {
             using var source = RowSources.Open(path);
-            var parser = new RowParser(new Dictionary<string, string>(), new SelfCognition(["n"], []), seed: 1);
+            var parser = new RowParser(new Dictionary<string, string>(), new SelfCognition(["n"], []), seed: 1, RowPurpose.Training);
             for (var i = 0; i < source.Count; i++)
             {
                 var parsed = parser.TryParse(source, i, new DataNotices(), out var conversation, out var problem);

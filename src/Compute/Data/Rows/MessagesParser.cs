@@ -30,10 +30,10 @@ internal static class MessagesParser
 
     /// <summary>
     /// Checks the order: system only first, user and assistant in turn (a leading assistant and several assistants in a row are fine), at least
-    /// one assistant. A user message at the end carries no loss in causal training and is left out.
+    /// one assistant. A user message at the end carries no loss in causal training and is left out; a prompt may end with it.
     /// </summary>
     /// <exception cref="RowException">DATA005 with the index of the message.</exception>
-    public static void CheckOrder(List<ChatMessage> messages, DataNotices notices)
+    public static void CheckOrder(List<ChatMessage> messages, RowPurpose purpose, DataNotices notices)
     {
         var afterUser = false;
         var answered = false;
@@ -47,6 +47,7 @@ internal static class MessagesParser
             afterUser = role == ChatMessage.User;
             answered |= role == ChatMessage.Assistant;
         }
+        if (purpose == RowPurpose.Prompt && (answered || afterUser)) return;
         if (!answered)
             throw new RowException("DATA005", "no assistant message", "the conversation has no assistant message, so there is nothing to learn; add the answer.");
         if (!afterUser) return;

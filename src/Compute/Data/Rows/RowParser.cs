@@ -5,11 +5,21 @@ using Megatron.Compute.Tokenization;
 
 namespace Megatron.Compute.Data.Rows;
 
+/// <summary>What a row is read for.</summary>
+internal enum RowPurpose
+{
+    /// <summary>It must hold an answer to learn.</summary>
+    Training,
+
+    /// <summary>It may end with a question.</summary>
+    Prompt,
+}
+
 /// <summary>
 /// A row of JSON → a conversation. The form is chosen by its columns: a list of messages, else instruction and input (alpaca), else query and
 /// response; a row with a response only, such as <c>{"text": …}</c>, is pre-training text. Each row is judged by itself, so a file may mix forms.
 /// </summary>
-internal sealed class RowParser(IReadOnlyDictionary<string, string> renames, SelfCognition selfCognition, ulong seed)
+internal sealed class RowParser(IReadOnlyDictionary<string, string> renames, SelfCognition selfCognition, ulong seed, RowPurpose purpose)
 {
     private static readonly JsonDocumentOptions JsonOptions = new() { AllowDuplicateProperties = false };
 
@@ -17,7 +27,7 @@ internal sealed class RowParser(IReadOnlyDictionary<string, string> renames, Sel
     /// <param name="source">The file.</param>
     /// <param name="index">The row.</param>
     /// <param name="notices">Takes up what is worth telling.</param>
-    /// <param name="conversation">A conversation that has at least one answer.</param>
+    /// <param name="conversation">A conversation that has at least one answer, or a question where the purpose is a prompt.</param>
     /// <param name="problem">What is wrong.</param>
     public bool TryParse(IRowSource source, int index, DataNotices notices, [NotNullWhen(true)] out Conversation? conversation,
         [NotNullWhen(false)] out RowProblem? problem)
@@ -59,7 +69,7 @@ internal sealed class RowParser(IReadOnlyDictionary<string, string> renames, Sel
         var messages = columns.Find(RowColumns.Messages) is { } list
             ? MessagesParser.Parse(list.Value, list.Name, notices)
             : ParseQueryResponse(columns, index, notices);
-        MessagesParser.CheckOrder(messages, notices);
+        MessagesParser.CheckOrder(messages, purpose, notices);
         if (messages[0].Role == ChatMessage.SystemRole)
         {
             if (system is not null && system != messages[0].Content)
@@ -77,6 +87,7 @@ internal sealed class RowParser(IReadOnlyDictionary<string, string> renames, Sel
         var query = alpaca ? AlpacaQuery(columns) : columns.Find(RowColumns.Query) is { } found ? JsonValues.Text(found.Value, found.Name) : null;
         if (columns.Find(RowColumns.Response) is not { } response)
         {
+            if (purpose == RowPurpose.Prompt && query is not null && !RowColumns.Response.Any(columns.Has)) return QueryOnly(columns, query);
             var candidates = RowColumns.Response.Where(columns.Has).ToArray();
             throw candidates.Length > 1
                 ? new RowException("DATA003", "ambiguous answer columns",
@@ -89,6 +100,14 @@ internal sealed class RowParser(IReadOnlyDictionary<string, string> renames, Sel
         if (query is not null) messages.Add(new ChatMessage(ChatMessage.User, query));
         else if (RowColumns.Query.Count(columns.Has) > 1) notices.Count("several columns could be the question, so none was taken");
         messages.Add(new ChatMessage(ChatMessage.Assistant, ResponseText(response.Value, response.Name, index)));
+        return messages;
+    }
+
+    private static List<ChatMessage> QueryOnly(RowColumns columns, string query)
+    {
+        var messages = new List<ChatMessage>();
+        if (columns.Get("history") is { } history) AddHistory(history, messages);
+        messages.Add(new ChatMessage(ChatMessage.User, query));
         return messages;
     }
 
