@@ -53,7 +53,8 @@ internal static class LoopbackMath
             if (rank != root) OutputOf(calls[rank]).copy_(InputOf(calls[root]));
     };
 
-    private static Tensor Reduce(Tensor[] values, ReduceOp op)
+    /// <summary>Combines one value per rank in rank order; the result is fp32 for 16-bit types. Other backends use it to get the same bits.</summary>
+    internal static Tensor Reduce(Tensor[] values, ReduceOp op)
     {
         var dtype = values[0].dtype;
         var wide = dtype is ScalarType.BFloat16 or ScalarType.Float16 ? ScalarType.Float32 : dtype;

@@ -50,6 +50,6 @@ public sealed class LoopbackProcessGroup : ProcessGroup
         return hub.Enter(Rank, call);
     }
 
-    private static string Signature(string operation, Tensor tensor, string detail) =>
+    internal static string Signature(string operation, Tensor tensor, string detail) =>
         $"{operation}({tensor.dtype}[{string.Join(", ", tensor.shape)}]{(detail.Length > 0 ? ", " + detail : "")})";
 }

@@ -1,3 +1,0 @@
-namespace Megatron.EndToEnd.Tests;
-
-public sealed class PlaceholderTests { [Fact] public void Placeholder() => Assert.NotEmpty(Megatron.Testing.Repository.Root); }

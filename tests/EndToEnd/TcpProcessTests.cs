@@ -1,0 +1,116 @@
+using System.Diagnostics;
+using System.Net;
+using Megatron.Compute.Distributed;
+using Megatron.Testing;
+
+namespace Megatron.EndToEnd.Tests;
+
+/// <summary>The TCP backend between real processes: same bits as threads, a killed peer, throughput.</summary>
+public sealed class TcpProcessTests(ITestOutputHelper output)
+{
+    private static readonly TimeSpan patience = TimeSpan.FromSeconds(90);
+
+    [Theory]
+    [InlineData(2)]
+    [InlineData(4)]
+    public async Task Sequence_Processes_GiveTheBitsOfThreadsAndOfLoopback(int size)
+    {
+        var (codes, lines) = await RunAll("sequence", size);
+        Assert.All(codes, code => Assert.Equal(0, code));
+        var hash = Assert.Single(lines.Select(rank => Assert.Single(rank)).Distinct());
+        Assert.Equal(64, hash.Length);
+
+        var store = new InProcessRendezvousStore();
+        Assert.All(HashesOfThreads(size, rank => new TcpWorld(store, new TcpWorldOptions
+        {
+            Attempt = "threads/1", Rank = rank, Address = IPAddress.Loopback, Timeout = patience, JoinTimeout = patience,
+        })), threads => Assert.Equal(hash, threads));
+        var loopback = new LoopbackWorld(patience);
+        Assert.All(HashesOfThreads(size, _ => loopback), threads => Assert.Equal(hash, threads));
+    }
+
+    [Fact]
+    public async Task AllReduce_PeerIsKilled_OthersFaultAndNameIt()
+    {
+        using var server = new TcpRendezvousServer(new IPEndPoint(IPAddress.Loopback, 0), 16);
+        var ranks = Enumerable.Range(0, 4).Select(rank => Start("forever", rank, 4, server.EndPoint.Port)).ToArray();
+        using var limit = new CancellationTokenSource(patience);
+        try
+        {
+            foreach (var rank in ranks) Assert.Equal("running", await rank.StandardOutput.ReadLineAsync(limit.Token));
+            ranks[2].Kill(); // SIGKILL in the middle of a collective
+            var clock = Stopwatch.StartNew();
+            foreach (var rank in (int[])[0, 1, 3])
+            {
+                var line = await ranks[rank].StandardOutput.ReadLineAsync(limit.Token);
+                Assert.StartsWith("fault 2 ", line);
+                await ranks[rank].WaitForExitAsync(limit.Token);
+                Assert.Equal(RankProcess.FaultExitCode, ranks[rank].ExitCode);
+            }
+            Assert.True(clock.Elapsed < TimeSpan.FromSeconds(5), $"took {clock.Elapsed}");
+            output.WriteLine(FormattableString.Invariant($"three processes ended {clock.Elapsed.TotalMilliseconds:F0} ms after the kill"));
+        }
+        finally
+        {
+            Array.ForEach(ranks, End);
+        }
+    }
+
+    [Fact]
+    public async Task AllReduce_64MiBBetweenTwoProcesses_IsRightAndItsSpeedIsPrinted()
+    {
+        var (codes, lines) = await RunAll("throughput", 2);
+        Assert.All(codes, code => Assert.Equal(0, code));
+        foreach (var rank in lines)
+        {
+            Assert.StartsWith("right ", Assert.Single(rank));
+            output.WriteLine($"64 MiB fp32 all-reduce, 2 processes: {rank[0]}");
+        }
+    }
+
+    private static string[] HashesOfThreads(int size, Func<int, IProcessGroupFactory> open)
+    {
+        var hashes = new string[size];
+        RankThreads.Run(size, rank =>
+        {
+            using var leaks = LeakCheck.Start();
+            var factory = open(rank);
+            using (var group = factory.Create("world", rank, [.. Enumerable.Range(0, size)])) hashes[rank] = RankProcess.HashOfSequence(group);
+            (factory as IDisposable)?.Dispose();
+        }, limit: patience);
+        return hashes;
+    }
+
+    private static async Task<(int[] Codes, string[][] Lines)> RunAll(string program, int size)
+    {
+        using var server = new TcpRendezvousServer(new IPEndPoint(IPAddress.Loopback, 0), 16);
+        var ranks = Enumerable.Range(0, size).Select(rank => Start(program, rank, size, server.EndPoint.Port)).ToArray();
+        using var limit = new CancellationTokenSource(patience);
+        try
+        {
+            var texts = await Task.WhenAll(ranks.Select(rank => rank.StandardOutput.ReadToEndAsync(limit.Token)));
+            foreach (var rank in ranks) await rank.WaitForExitAsync(limit.Token);
+            return ([.. ranks.Select(rank => rank.ExitCode)], [.. texts.Select(text => text.Split('\n', StringSplitOptions.RemoveEmptyEntries))]);
+        }
+        finally
+        {
+            Array.ForEach(ranks, End);
+        }
+    }
+
+    private static Process Start(string program, int rank, int size, int port)
+    {
+        var assembly = typeof(TcpProcessTests).Assembly.Location;
+        var runsUnderDotnet = Path.GetFileNameWithoutExtension(Environment.ProcessPath) == "dotnet";
+        var start = new ProcessStartInfo(runsUnderDotnet ? Environment.ProcessPath ?? "dotnet" : Path.ChangeExtension(assembly, null)) { RedirectStandardOutput = true };
+        if (runsUnderDotnet) start.ArgumentList.Add(assembly);
+        start.Environment[RankProcess.Variable] = FormattableString.Invariant($"{program} {rank} {size} {port}");
+        return Process.Start(start) ?? throw new InvalidOperationException("The process did not start.");
+    }
+
+    private static void End(Process process)
+    {
+        if (!process.HasExited) process.Kill();
+        process.Dispose();
+    }
+}
