@@ -20,6 +20,9 @@ internal sealed unsafe class CudaAbi
     /// <summary>int torch_get_current_cuda_blas_handle(out handle): the cuBLAS handle of this thread, set to the current stream.</summary>
     public readonly delegate* unmanaged<nint*, int> CurrentBlasHandle;
 
+    /// <summary>int aoti_torch_get_current_cuda_stream(device, out stream).</summary>
+    public readonly delegate* unmanaged<int, nint*, int> GetCurrentStream;
+
     /// <summary>cublasStatus_t cublasGemmEx(handle, opA, opB, m, n, k, alpha, A, typeA, lda, B, typeB, ldb, beta, C, typeC, ldc, compute, algorithm).</summary>
     public readonly delegate* unmanaged<nint, int, int, int, int, int, float*, nint, int, int, nint, int, int, float*, nint, int, int, int, int, int> GemmEx;
 
@@ -40,6 +43,7 @@ internal sealed unsafe class CudaAbi
         CudnnAttentionBackward = (delegate* unmanaged<nint, nint, nint, nint, nint, nint, nint, nint, nint, nint, nint, long, long, double, int, double*, nint*, nint*, nint*, int>)
             Export(cuda, "aoti_torch_cuda__scaled_dot_product_cudnn_attention_backward", missing);
         CurrentBlasHandle = (delegate* unmanaged<nint*, int>)Export(cuda, "torch_get_current_cuda_blas_handle", missing);
+        GetCurrentStream = (delegate* unmanaged<int, nint*, int>)Export(cuda, "aoti_torch_get_current_cuda_stream", missing);
         GemmEx = (delegate* unmanaged<nint, int, int, int, int, int, float*, nint, int, int, nint, int, int, float*, nint, int, int, int, int, int>)Export(blas, "cublasGemmEx", missing);
         MemGetInfo = (delegate* unmanaged<nuint*, nuint*, int>)Export(runtime, "cudaMemGetInfo", missing);
         DeviceSynchronize = (delegate* unmanaged<int>)Export(runtime, "cudaDeviceSynchronize", missing);
@@ -48,6 +52,14 @@ internal sealed unsafe class CudaAbi
             throw new ConfigException("NATIVE011", $"libtorch {version} in {folder} lacks {string.Join(", ", missing)} for CUDA; "
                 + $"use one of the tested versions {string.Join(" and ", LibTorch.TestedVersions)}, or --device cpu.");
         }
+    }
+
+    /// <summary>libtorch's current stream on a device: our kernels run in order with its own.</summary>
+    public nint CurrentStream(int device)
+    {
+        nint stream;
+        StableAbi.Check(GetCurrentStream(device, &stream), "aoti_torch_get_current_cuda_stream");
+        return stream;
     }
 
     /// <summary>A handle of the very copy that libtorch has mapped: a second copy of cuBLAS or the runtime would have a state of its own.</summary>

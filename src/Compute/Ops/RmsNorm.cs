@@ -3,7 +3,8 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.Ops;
 
 /// <summary>
-/// Root-mean-square normalisation over the last dimension (arXiv 1910.07467, eq. 4), in plain libtorch operations. Statistics are fp32
+/// Root-mean-square normalisation over the last dimension (arXiv 1910.07467, eq. 4), in plain libtorch operations, and on a GPU in one kernel
+/// each way (<c>Kernels/rms_norm.cu</c>). Statistics are fp32
 /// (fp64 for an fp64 model); the product with the weight happens in the activation dtype, which is Hugging Face's order of rounding.
 /// </summary>
 public static class RmsNorm
@@ -14,6 +15,7 @@ public static class RmsNorm
     /// <returns>y like x, and the reciprocal root […, 1] in the statistics' dtype, which the backward needs.</returns>
     public static (Tensor Output, Tensor InverseRms) Forward(Tensor x, Tensor weight, double epsilon)
     {
+        if (RmsNormKernel.Supports(x, weight)) return RmsNormKernel.Forward(x, weight, epsilon);
         using var wide = Widen(x);
         using var squares = wide.mul(wide);
         var inverseRms = squares.mean([-1], keepdim: true).add_(epsilon).rsqrt_();
@@ -33,6 +35,8 @@ public static class RmsNorm
     /// <returns>Gradient of x in its dtype, and of the weight in the statistics' dtype and the weight's shape.</returns>
     public static (Tensor GradInput, Tensor GradWeight) Backward(Tensor gradOutput, Tensor x, Tensor weight, Tensor inverseRms)
     {
+        if (RmsNormKernel.Supports(x, weight) && RmsNormKernel.Supports(gradOutput, weight))
+            return RmsNormKernel.Backward(gradOutput, x, weight, inverseRms);
         using var wide = Widen(x);
         using var normalized = wide.mul(inverseRms);
         using var gradNormalized = Widen(gradOutput).mul(weight);

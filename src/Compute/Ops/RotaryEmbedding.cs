@@ -42,6 +42,11 @@ public sealed class RotaryEmbedding : IDisposable
 
     private void Rotate(Tensor x_TND, Tensor positions_T, bool inverse)
     {
+        if (RotaryKernel.Supports(x_TND))
+        {
+            RotaryKernel.Rotate(x_TND, cos_PD, sin_Ph, positions_T, inverse);
+            return;
+        }
         using var scope = NewDisposeScope();
         var half = x_TND.shape[^1] / 2;
         var cos = cos_PD.index_select(0, positions_T).unsqueeze(1);

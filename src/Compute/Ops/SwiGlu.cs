@@ -12,6 +12,7 @@ public static class SwiGlu
     /// <returns>[T, F].</returns>
     public static Tensor Forward(Tensor gateUp_T2F)
     {
+        if (SwiGluKernel.Supports(gateUp_T2F)) return SwiGluKernel.Forward(gateUp_T2F);
         var (gate, up) = Halves(gateUp_T2F);
         using (gate)
         using (up)
@@ -23,6 +24,7 @@ public static class SwiGlu
     /// <returns>[T, 2F].</returns>
     public static Tensor Backward(Tensor gradOutput_TF, Tensor gateUp_T2F)
     {
+        if (SwiGluKernel.Supports(gateUp_T2F) && gradOutput_TF.is_contiguous()) return SwiGluKernel.Backward(gradOutput_TF, gateUp_T2F);
         var (gate, up) = Halves(gateUp_T2F);
         var result = empty_like(gateUp_T2F);
         var (gradGate, gradUp) = Halves(result);

@@ -165,6 +165,7 @@ public sealed class MixedPrecisionOptimizer : IDisposable
         var chunkLength = weights.device_type == DeviceType.CPU ? ChunkLengthCpu : ChunkLengthDevice;
         var adam = new AdamWStep(
             learningRate, weightDecay, options.AdamBeta1, options.AdamBeta2, options.AdamEps, StepCount, gradientFactor);
+        if (part.ExpAvgSq is not null && weights.device_type == DeviceType.CUDA) chunkLength = range.Length;
         for (var begin = range.Begin; begin < range.End; begin += chunkLength)
         {
             using var scope = NewDisposeScope();
@@ -173,6 +174,11 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             var model = Slice(weights, chunk);
             var master = part.Master is null ? model : part.Slice(part.Master, chunk);
             var expAvg = part.Slice(part.ExpAvg, chunk);
+            if (part.ExpAvgSq is not null && weights.device_type == DeviceType.CUDA)
+            {
+                AdamWKernel.Step(master, gradient, expAvg, part.Slice(part.ExpAvgSq, chunk), model, adam);
+                continue;
+            }
             if (part.ExpAvgSq is null)
                 SgdMomentum.Reference(master, gradient, expAvg, learningRate, weightDecay, options.SgdMomentum, gradientFactor);
             else AdamW.Reference(master, gradient, expAvg, part.Slice(part.ExpAvgSq, chunk), adam);

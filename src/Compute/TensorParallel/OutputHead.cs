@@ -96,7 +96,13 @@ public sealed class OutputHead
     private (Tensor Loss, Tensor Gradient) Chunk(Tensor hidden_TH, int start, ForwardContext context, bool wantsGradient)
     {
         var wide = AccumulationDtype(hidden_TH);
-        var logits_Cv = nn.functional.linear(Rows(hidden_TH, start), Weight.Data).to_type(wide);
+        var narrow_Cv = nn.functional.linear(Rows(hidden_TH, start), Weight.Data);
+        if (CrossEntropyKernel.Supports(narrow_Cv, region.Group))
+        {
+            var factor = wantsGradient ? context.LossFactor : (double?)null;
+            return (CrossEntropyKernel.Compute(narrow_Cv, Rows(context.Labels, start), Rows(context.LossWeights, start), factor), narrow_Cv);
+        }
+        var logits_Cv = narrow_Cv.to_type(wide);
         var loss = VocabParallelCrossEntropy.Compute(
             logits_Cv, Rows(context.Labels, start), Rows(context.LossWeights, start), wantsGradient ? context.LossFactor : null, region.Group);
         return (loss, wantsGradient ? logits_Cv.to_type(hidden_TH.dtype) : logits_Cv);
