@@ -1,5 +1,4 @@
 using Megatron.Compute.Native;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Ops;

@@ -1,6 +1,5 @@
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Native;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.TensorParallel;
