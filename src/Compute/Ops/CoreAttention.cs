@@ -63,12 +63,11 @@ public sealed class CoreAttention
             packed.Backward(gradOutput_TND, new AttentionInputs(q, k, v), new AttentionInputs(gradQ_TND, gradK_TGD, gradV_TGD), saved.Child(0));
             return;
         }
-        var kernel = Choose(q, saved.Context);
         for (var i = 0; i < groups.Length; i++)
         {
             var inputs = new AttentionInputs(Rows(q, groups[i]), Rows(k, groups[i]), Rows(v, groups[i]));
             var gradients = new AttentionInputs(Rows(gradQ_TND, groups[i]), Rows(gradK_TGD, groups[i]), Rows(gradV_TGD, groups[i]));
-            kernel.Backward(groups[i], Rows(gradOutput_TND, groups[i]), inputs, gradients, saved.Child(i));
+            Choose(q, saved.Context, groups[i]).Backward(groups[i], Rows(gradOutput_TND, groups[i]), inputs, gradients, saved.Child(i));
             saved.Child(i).Drop();
         }
         var covered = groups.Length == 0 ? 0 : groups[^1].Start + groups[^1].NumTokens;
@@ -81,15 +80,14 @@ public sealed class CoreAttention
         using var scope = NewDisposeScope();
         var groups = Plan(saved.Context.Batch);
         if (RunsPacked(q_TND, saved.Context, groups)) return packed.Forward(q_TND, k_TGD, v_TGD, saved.Child(0)).MoveToOuterDisposeScope();
-        var kernel = Choose(q_TND, saved.Context);
         if (groups is [var whole] && whole.NumTokens == q_TND.shape[0])
-            return RunGroup(kernel, whole, q_TND, k_TGD, v_TGD, saved.Child(0)).view(q_TND.shape).MoveToOuterDisposeScope();
+            return RunGroup(Choose(q_TND, saved.Context, whole), whole, q_TND, k_TGD, v_TGD, saved.Child(0)).view(q_TND.shape).MoveToOuterDisposeScope();
 
         var output = zeros(q_TND.shape, q_TND.dtype, q_TND.device);
         for (var i = 0; i < groups.Length; i++)
         {
             using var part = NewDisposeScope();
-            Rows(output, groups[i]).copy_(RunGroup(kernel, groups[i], q_TND, k_TGD, v_TGD, saved.Child(i)));
+            Rows(output, groups[i]).copy_(RunGroup(Choose(q_TND, saved.Context, groups[i]), groups[i], q_TND, k_TGD, v_TGD, saved.Child(i)));
         }
         return output.MoveToOuterDisposeScope();
     }
@@ -113,11 +111,11 @@ public sealed class CoreAttention
     private bool MayFuse(ForwardContext context) =>
         options.Backend != AttentionBackend.Unfused && !options.QueryKeyLayerScaling && !(hasDropout && context.IsTraining);
 
-    private IAttentionKernel Choose(Tensor q, ForwardContext context)
+    private IAttentionKernel Choose(Tensor q, ForwardContext context, SegmentGroup group)
     {
         if (options.Backend == AttentionBackend.Unfused || options.QueryKeyLayerScaling) return unfused;
         if (MayFuse(context) && FlashAttention.Supports(q)) return flash;
-        if (MayFuse(context) && CudnnAttention.Supports(q)) return cudnn;
+        if (MayFuse(context) && CudnnAttention.Supports(q)) return group.SeqLen > 1 ? cudnn : unfused; // cuDNN has no backward for one token
         if (options.Backend == AttentionBackend.Auto) return unfused;
         throw new InvalidOperationException(
             $"The flash kernel cannot compute attention of dtype {q.dtype} on {q.device.type} with dropout {(hasDropout ? "on" : "off")}.");

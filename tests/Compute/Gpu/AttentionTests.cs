@@ -2,7 +2,6 @@ using Megatron.Compute.Data;
 using Megatron.Compute.Native;
 using Megatron.Compute.Ops;
 using Megatron.Testing;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Tests.Gpu;
