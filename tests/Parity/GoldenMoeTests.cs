@@ -59,10 +59,10 @@ public sealed class GoldenMoeTests(ITestOutputHelper output)
         var source = ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], layout);
         var config = HfConfigReader.ReadFolder(golden.Folder).Model;
         using var parallel = ParallelState.SingleRank();
-        using var model = TestModels.Whole(config, TestModels.Options(ScalarType.Float32) with { Moe = options });
+        using var model = new ModelChunks(config, TestModels.Options(ScalarType.Float32) with { Moe = options }, parallel, [StageLayout.Whole(config)]);
         ModelState.LoadWeights(model, golden.Folder, allowRandom: false, seed: 1);
         using var trainer = new Trainer(model, parallel, CPU, RunSettings.Trainer(new TrainingConfig { TorchDtype = "float32", CalculatePerTokenLoss = true }));
-        var routing = model.Routing ?? throw new InvalidOperationException("no experts");
+        var routing = model.Chunks[0].Routing ?? throw new InvalidOperationException("no experts");
         var steps = new List<Step>();
         for (var i = 0; i < 5; i++)
         {
@@ -84,8 +84,8 @@ public sealed class GoldenMoeTests(ITestOutputHelper output)
     private void AssertPasses(string model, TrainingConfig config)
     {
         using var leaks = LeakCheck.Start();
-        using var verifier = new GoldenVerifier(config with { Golden = Repository.Asset("golden", model) }, worldSize: 1, new LibTorchOptions());
-        var checks = verifier.Run();
+        var checks = GoldenRun.Run(
+            config with { Golden = Repository.Asset("golden", model) }, worldSize: 1, RankEnvironment.InProcess(new LibTorchOptions(), TimeProvider.System, ranks: 1));
         foreach (var check in checks) output.WriteLine($"{check.Name}: {check.Difference:E2} (allowed {check.Tolerance:E0}, {check.Measure}) {check.Worst}");
         Assert.Equal(10, checks.Count);
         Assert.All(checks, check => Assert.True(check.IsPassed, $"{model} {check.Name}: {check.Difference:E3} > {check.Tolerance:E1} {check.Worst}"));

@@ -23,6 +23,13 @@ public sealed record LaunchEnvironment(
     /// <summary>Ranks of the run: nodes × ranks per node.</summary>
     public int WorldSize => (ProcessesPerNode ?? 1) * (Nodes ?? 1);
 
+    /// <summary>Refuses what needs ranks on other nodes.</summary>
+    /// <exception cref="ConfigException">CFG004.</exception>
+    public void RequireOneNode()
+    {
+        if (Nodes > 1) throw new ConfigException("CFG004", $"A run on NNODES = {Nodes} nodes is not supported yet; set NNODES = 1.");
+    }
+
     /// <summary>Reads the variables; an empty one counts as not set.</summary>
     /// <param name="get">Value of a variable, or null.</param>
     /// <exception cref="ConfigException">CFG010: a variable is no number of its range (all are listed).</exception>

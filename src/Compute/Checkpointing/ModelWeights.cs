@@ -1,5 +1,6 @@
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Models;
+using Megatron.Compute.Ops;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Checkpointing;
@@ -9,14 +10,17 @@ public static class ModelWeights
 {
     /// <summary>Checks the folder against the architecture and fills this rank's part of every tensor.</summary>
     /// <exception cref="ConfigException">MODEL001 … : what does not fit or cannot be read.</exception>
-    public static void Load(GptModel model, string folder)
+    public static void Load(GptModel model, string folder) => Load(model.Config, model.Parameters, folder);
+
+    /// <summary>The same for the parameters that a rank holds of a model.</summary>
+    public static void Load(ModelConfig config, IReadOnlyList<Parameter> parameters, string folder)
     {
         using var weights = HfWeightFolder.Open(folder);
         weights.Check(
-            [.. HfTensorCatalog.Of(model.Config).Select(tensor => new ExpectedTensor(tensor.Name, tensor.Shape))],
-            model.Config.TieWordEmbeddings ? new HashSet<string> { HfTensorNames.Head } : []);
+            [.. HfTensorCatalog.Of(config).Select(tensor => new ExpectedTensor(tensor.Name, tensor.Shape))],
+            config.TieWordEmbeddings ? new HashSet<string> { HfTensorNames.Head } : []);
         using var scope = NewDisposeScope();
-        foreach (var parameter in model.Parameters)
+        foreach (var parameter in parameters)
         {
             var flat = parameter.Data.view(-1);
             foreach (var block in parameter.Blocks) weights.ReadBlock(block, flat.narrow(0, block.FlatOffset, block.NumElements));

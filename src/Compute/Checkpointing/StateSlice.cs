@@ -53,14 +53,14 @@ public sealed record StateSlice(TensorBlock Block, StateKind Kind, long Begin, l
     }
 
     /// <summary>
-    /// All slices of an optimizer's state, in buffer order, without second copies of tied weights. The views belong to the dispose scope
-    /// that is open.
+    /// All slices of an optimizer's state, in buffer order. The views belong to the dispose scope that is open.
     /// </summary>
     /// <param name="state">The ranges that this rank owns, <see cref="MixedPrecisionOptimizer.State"/>.</param>
-    public static IReadOnlyList<StateSlice> OfOptimizer(IReadOnlyList<OptimizerStateRange> state)
+    /// <param name="withDuplicates">Second copies of tied weights too: they are loaded like the first, and never saved.</param>
+    public static IReadOnlyList<StateSlice> OfOptimizer(IReadOnlyList<OptimizerStateRange> state, bool withDuplicates)
     {
         var slices = new List<StateSlice>();
-        foreach (var range in state.Where(range => !range.Parameter.Traits.IsSharedDuplicate))
+        foreach (var range in state.Where(range => withDuplicates || !range.Parameter.Traits.IsSharedDuplicate))
         {
             var blocks = range.Parameter.Blocks;
             slices.AddRange(Cut(blocks, StateKind.Master, range.Range.Begin, range.Master));

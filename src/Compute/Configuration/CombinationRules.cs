@@ -121,6 +121,10 @@ internal static class CombinationRules
                 Text($"--virtual_pipeline_model_parallel_size = {chunks} and --num_layers_per_virtual_pipeline_stage = {layers} say the same twice; give one of them."));
         if (chunked is not null && config.VirtualPipelineModelParallelSize != 1 && config.PipelineModelParallelSize == 1)
             Add(errors, $"--{chunked} needs --pipeline_model_parallel_size above 1, which is 1; raise it or leave {chunked} out.");
+        if (chunked is not null && config.VirtualPipelineModelParallelSize != 1 && config.PipelineSchedule is not ("auto" or "interleaved"))
+            Add(errors, $"--pipeline_schedule = {config.PipelineSchedule} has one model chunk per stage; leave --{chunked} out or use interleaved.");
+        if (config.NumLayersPerVirtualPipelineStage is not null && (config.DecoderFirstPipelineNumLayers ?? config.DecoderLastPipelineNumLayers) is not null)
+            Add(errors, "--num_layers_per_virtual_pipeline_stage needs stages of equal size; use --virtual_pipeline_model_parallel_size with uneven first or last stages.");
         if (config.PipelineSchedule == "interleaved" && chunked is null)
             Add(errors, "--pipeline_schedule = interleaved needs --virtual_pipeline_model_parallel_size; give 2 or more.");
         if (config.PipelineModelParallelSize > 1) return;

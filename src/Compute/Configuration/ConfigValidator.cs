@@ -39,7 +39,7 @@ public static class ConfigValidator
     /// <exception cref="ConfigException">There is at least one.</exception>
     public static void ThrowIfInvalid(TrainingConfig config, ModelConfig? model, int worldSize)
     {
-        ConfigError[] errors = [.. Validate(config, model, worldSize), .. UnsupportedValues.Check(config, model, worldSize)];
+        ConfigError[] errors = [.. Validate(config, model, worldSize), .. UnsupportedValues.Check(config, model)];
         if (errors.Length > 0) throw new ConfigException(errors);
     }
 }

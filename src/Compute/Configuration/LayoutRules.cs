@@ -80,7 +80,9 @@ internal static class LayoutRules
             return;
         }
 
-        CheckChunks(config, evenStages == 0 ? layers : evenLayers / evenStages, errors);
+        if (evenStages > 0) CheckChunks(config, evenLayers / evenStages, errors);
+        foreach (var given in (int?[])[first, last])
+            if (given is { } layersOfStage) CheckChunks(config, layersOfStage, errors);
     }
 
     /// <summary>Model chunks of one stage, and the micro-batches that an interleaved schedule takes together.</summary>

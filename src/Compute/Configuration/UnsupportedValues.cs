@@ -61,14 +61,6 @@ public static class UnsupportedValues
         new("ckpt_format", ["torch_dist"], "torch and zarr files are never read or written: they can run code"),
 
         // Distributed
-        new("tensor_model_parallel_size", ["1"]),
-        new("pipeline_model_parallel_size", ["1"]),
-        new("decoder_first_pipeline_num_layers", [""]),
-        new("decoder_last_pipeline_num_layers", [""]),
-        new("virtual_pipeline_model_parallel_size", [""]),
-        new("num_layers_per_virtual_pipeline_stage", [""]),
-        new("pipeline_schedule", ["auto"]),
-        new("sequence_parallel", ["false"]),
         new("context_parallel_size", ["1"]),
         new("cp_comm_type", ["p2p"]),
         new("peer_snapshot_interval", ["0"]),
@@ -138,8 +130,7 @@ public static class UnsupportedValues
     /// <summary>CFG004 for each option that holds a value which cannot be done yet.</summary>
     /// <param name="config">The run.</param>
     /// <param name="model">The resolved architecture; null when it is not known yet.</param>
-    /// <param name="worldSize">Number of ranks.</param>
-    public static IReadOnlyList<ConfigError> Check(TrainingConfig config, ModelConfig? model, int worldSize)
+    public static IReadOnlyList<ConfigError> Check(TrainingConfig config, ModelConfig? model)
     {
         var errors = new List<ConfigError>();
         foreach (var rule in Table)
@@ -151,9 +142,10 @@ public static class UnsupportedValues
 
         errors.AddRange(config.RecomputeModules.Except(RecomputeModules).Select(module =>
             Refuse($"--recompute_modules = {module}", $"choose among {OptionValue.Alternatives(RecomputeModules)}")));
-        if (worldSize > 1) errors.Add(Refuse($"A run of {worldSize} ranks", "start one rank (NPROC_PER_NODE = 1, NNODES = 1)"));
         if (model?.Moe is { } moe && !model.Architecture.Contains("Moe", StringComparison.Ordinal))
             errors.Add(Refuse($"--num_experts = {moe.NumExperts} with {model.Architecture}", "leave it out or choose a model with experts"));
+        if (model?.Moe is not null && config.TensorModelParallelSize > 1)
+            errors.Add(Refuse($"--tensor_model_parallel_size = {config.TensorModelParallelSize} for a model with experts", "use 1"));
         return errors;
     }
 

@@ -190,7 +190,8 @@ public sealed class GptModel : IDisposable
         var local = Divide.Exactly(vocabulary, context.TensorParallelSize, "vocab_size", "tensor_model_parallel_size");
         var block = new TensorBlock(name, [vocabulary, hidden], [(long)context.Region.Group.Rank * local, 0], [local, hidden], 0);
         return context.Weights.Create(
-            name, [local, hidden], [block], new ParameterTraits { Decays = true, IsTensorSharded = true, IsSharedDuplicate = isDuplicate });
+            name, [local, hidden], [block],
+            new ParameterTraits { Decays = true, IsTensorSharded = true, IsTied = context.Config.TieWordEmbeddings, IsSharedDuplicate = isDuplicate });
     }
 
     private List<Parameter> CollectParameters()

@@ -90,6 +90,9 @@ public sealed record ParameterTraits
     /// <summary>Belongs to experts: reduced over the expert-data-parallel group.</summary>
     public bool IsExpert { get; init; }
 
+    /// <summary>First and last pipeline stage hold a copy each: its gradient is summed over the embedding group.</summary>
+    public bool IsTied { get; init; }
+
     /// <summary>A copy of a tied weight that another pipeline stage owns: left out of norms and checkpoints.</summary>
     public bool IsSharedDuplicate { get; init; }
 }

@@ -65,19 +65,19 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     }
 
     /// <summary>
-    /// Adds the logical shards, then sums over the TP group the gradients of parameters that saw sequence-sharded activations, then sums
-    /// over the data-parallel replicas: a reduce-scatter into this rank's shard when the optimizer is sharded, else an all-reduce.
-    /// Nobody divides (DESIGN D8).
+    /// Completes each accumulator inside the model replica: sums over the TP group the gradients of parameters that saw sequence-sharded
+    /// activations, over the embedding group those of tied weights. Then adds the accumulators, then sums over the data-parallel
+    /// replicas: a reduce-scatter into this rank's shard when the optimizer is sharded, else an all-reduce. Nobody divides (DESIGN D8).
     /// </summary>
     public void ReduceGradients()
     {
-        gradients.ReduceShards();
         using var scope = NewDisposeScope();
-        foreach (var entry in layout.Entries)
+        for (var shard = 0; shard < gradients.NumLogicalShards; shard++)
         {
-            if (!entry.Parameter.Traits.IsSequenceParallel || parallel.TensorParallel.Size == 1) continue;
-            parallel.TensorParallel.AllReduce(Slice(gradients.Flat, entry.Range), ReduceOp.Sum).Wait();
+            gradients.SelectShard(shard);
+            ReduceInsideReplica();
         }
+        gradients.ReduceShards();
         foreach (var part in owned)
         {
             var replicas = part.Section.Replicas;
@@ -86,6 +86,19 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             if (options.UseDistributedOptimizer) replicas.ReduceScatter(Slice(gradients.Flat, part.Range), whole, ReduceOp.Sum).Wait();
             else replicas.AllReduce(whole, ReduceOp.Sum).Wait();
         }
+    }
+
+    /// <summary>
+    /// After <see cref="ReduceGradients"/>: brings the other replicas' shards into this rank's main gradients, so that they are whole. For
+    /// verification; a step does not need it.
+    /// </summary>
+    public void GatherGradients()
+    {
+        if (!options.UseDistributedOptimizer) return;
+        using var scope = NewDisposeScope();
+        foreach (var part in owned)
+            if (part.Section.Replicas.Size > 1)
+                part.Section.Replicas.AllGather(Slice(gradients.Flat, part.Section.Range), Slice(gradients.Flat, part.Range)).Wait();
     }
 
     /// <summary>
@@ -150,6 +163,16 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             part.ExpAvgSq?.Dispose();
         }
         weights.Dispose(); // the parameters' views keep the storage alive as long as the model lives
+    }
+
+    private void ReduceInsideReplica()
+    {
+        foreach (var entry in layout.Entries)
+        {
+            var (parameter, traits) = (entry.Parameter, entry.Parameter.Traits);
+            if (traits.IsSequenceParallel) parallel.TensorParallel.AllReduce(parameter.MainGrad, ReduceOp.Sum).Wait();
+            if (traits.IsTied) parallel.Embedding.AllReduce(parameter.MainGrad, ReduceOp.Sum).Wait();
+        }
     }
 
     private double ComputeGradNorm()

@@ -24,7 +24,7 @@ public static class OneForwardOneBackward
         return actions;
     }
 
-    private static void AddBackward(List<PipelineAction> actions, PipelineShape shape, int stage, int microBatch, int chunk)
+    internal static void AddBackward(List<PipelineAction> actions, PipelineShape shape, int stage, int microBatch, int chunk)
     {
         if (!shape.IsLast(stage, chunk)) actions.Add(new PipelineAction(PipelineActionKind.ReceiveBackward, microBatch, chunk));
         actions.Add(new PipelineAction(PipelineActionKind.BackwardInput, microBatch, chunk));

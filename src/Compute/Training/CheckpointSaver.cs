@@ -4,7 +4,6 @@ using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
-using Megatron.Compute.Ops;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;
@@ -32,25 +31,40 @@ public sealed class CheckpointSaver
         if (start.Rank == 0) store.CollectGarbage(start.Attempt.Attempt);
     }
 
-    /// <summary>Saves the run as it stands after the newest step.</summary>
-    /// <returns>Whether it was committed, and a stop command that arrived meanwhile.</returns>
+    /// <summary>
+    /// Saves the run as it stands after the newest step. Entered by all ranks together; all leave with the same answer, so that none goes on
+    /// counting on a checkpoint that another has given up.
+    /// </summary>
+    /// <returns>Whether it was committed, and a stop command that reached rank 0 meanwhile.</returns>
     public (bool IsCommitted, StopRank? Stop) Save(RankSetup rank, RankLink link)
+    {
+        var (world, device) = (rank.Parallel.World, rank.Device);
+        var saveId = string.Create(CultureInfo.InvariantCulture, $"{rank.Progress.Iteration}");
+        if (link.Rank == 0) link.Notice($"saving checkpoint at iteration {rank.Progress.Iteration,7} to {store.Root} in torch_dist format");
+        var part = Attempt(rank, link, () => Write(rank, saveId));
+        if (HostValues.Any(world, device, part is null)) return (false, null);
+
+        link.Report(new CheckpointReceipt(link.Attempt, link.Rank, saveId, rank.Progress.Iteration, part?.Files ?? [], part?.ManifestPart ?? ""));
+        StopRank? stop = null;
+        var committed = link.Rank == 0 && Attempt(rank, link, () => AwaitCommit(rank, link, saveId, ref stop)) is not null;
+        var isCommitted = HostValues.FromFirst(world, device, committed ? 1 : 0) == 1;
+        if (isCommitted) failuresInARow = 0;
+        return (isCommitted, stop);
+    }
+
+    /// <summary>A disk that fails is a notice to the user and null; anything else ends the rank.</summary>
+    private T? Attempt<T>(RankSetup rank, RankLink link, Func<T> write) where T : class
     {
         try
         {
-            var saveId = string.Create(CultureInfo.InvariantCulture, $"{rank.Progress.Iteration}");
-            if (link.Rank == 0) link.Notice($"saving checkpoint at iteration {rank.Progress.Iteration,7} to {store.Root} in torch_dist format");
-            var part = Write(rank, saveId);
-            link.Report(new CheckpointReceipt(link.Attempt, link.Rank, saveId, rank.Progress.Iteration, part.Files, part.ManifestPart));
-            if (link.Rank != 0) return (true, null);
-            return AwaitCommit(rank, link, saveId);
+            return write();
         }
         catch (IOException e)
         {
             failuresInARow++;
             var alarm = failuresInARow >= FailuresBeforeAlarm ? $" ({failuresInARow} saves in a row have failed)" : "";
             link.Notice($"The checkpoint of iteration {rank.Progress.Iteration} was not saved{alarm}: {e.Message} Training goes on.", RankNoticeLevel.Warning);
-            return (false, null);
+            return null;
         }
     }
 
@@ -59,11 +73,11 @@ public sealed class CheckpointSaver
         using var scope = NewDisposeScope();
         var config = rank.Config;
         var plan = ModelPlan(rank.ModelConfig, config);
-        var state = config.NoSaveOptim ? [] : StateSlice.OfOptimizer([.. rank.Trainer.Optimizer.State.Where(range => WritesState(range.Parameter, rank.Parallel, config))]);
+        var state = config.NoSaveOptim ? [] : StateSlice.OfOptimizer([.. rank.Trainer.Optimizer.State.Where(range => Replicas.SpeaksForState(range.Parameter, rank.Parallel, config.UseDistributedOptimizer))], withDuplicates: false);
         var content = new RankContent
         {
             ModelPlan = plan,
-            Weights = WeightBlock.OfParameters(rank.Model.Parameters.Where(parameter => WritesWeight(parameter, rank.Parallel))),
+            Weights = WeightBlock.OfParameters(rank.Model.Parameters.Where(parameter => Replicas.SpeaksForWeight(parameter, rank.Parallel))),
             State = state,
             SideFiles = start.Rank == 0 ? SideFiles(rank) : null,
         };
@@ -72,9 +86,8 @@ public sealed class CheckpointSaver
         return CheckpointWriter.WriteRank(folder, start.Rank, content);
     }
 
-    private (bool, StopRank?) AwaitCommit(RankSetup rank, RankLink link, string saveId)
+    private StoredCheckpoint AwaitCommit(RankSetup rank, RankLink link, string saveId, ref StopRank? stop)
     {
-        StopRank? stop = null;
         while (true)
         {
             var command = link.Take(CommitTimeout, $"the commit of checkpoint {saveId}");
@@ -83,28 +96,10 @@ public sealed class CheckpointSaver
             var parts = commit.Receipts.Select(receipt => new RankPart(receipt.Rank, receipt.Files, receipt.ManifestPart)).ToArray();
             var committed = store.Commit(saveId, Facts(rank), parts);
             if (rank.Config.SaveTotalLimit is { } limit) store.Prune(limit);
-            failuresInARow = 0;
             link.Report(new CheckpointCommitted(link.Attempt, link.Rank, saveId, rank.Progress.Iteration, committed.Folder));
-            return (true, stop);
+            return committed;
         }
     }
-
-    /// <summary>Each weight is written by one rank: the first of those that hold the same block.</summary>
-    private static bool WritesWeight(Parameter parameter, ParallelState parallel)
-    {
-        var replicas = parameter.Traits.IsExpert ? parallel.ExpertDataParallel : parallel.DataContextParallel;
-        return replicas.Rank == 0 && IsFirstInTensorGroup(parameter, parallel);
-    }
-
-    /// <summary>A sharded optimizer's ranges differ between replicas; otherwise the first replica writes.</summary>
-    private static bool WritesState(Parameter parameter, ParallelState parallel, TrainingConfig config)
-    {
-        var replicas = parameter.Traits.IsExpert ? parallel.ExpertDataParallel : parallel.DataContextParallel;
-        return (config.UseDistributedOptimizer || replicas.Rank == 0) && IsFirstInTensorGroup(parameter, parallel);
-    }
-
-    private static bool IsFirstInTensorGroup(Parameter parameter, ParallelState parallel) =>
-        parameter.Traits.IsTensorSharded || parallel.TensorParallel.Rank == 0;
 
     private static HfShardPlan ModelPlan(ModelConfig model, TrainingConfig config)
     {
@@ -136,7 +131,7 @@ public sealed class CheckpointSaver
             {
                 TensorParallel = dims.TensorParallelSize,
                 PipelineParallel = dims.PipelineParallelSize,
-                VirtualPipeline = config.VirtualPipelineModelParallelSize ?? 1,
+                VirtualPipeline = rank.Model.Chunks.Count,
                 ContextParallel = dims.ContextParallelSize,
                 ExpertParallel = dims.ExpertParallelSize,
                 DataParallel = dims.DataParallelSize,

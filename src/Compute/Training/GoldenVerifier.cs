@@ -4,7 +4,6 @@ using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
-using Megatron.Compute.Native;
 using Megatron.Compute.Ops;
 using static TorchSharp.torch;
 
@@ -24,38 +23,52 @@ public sealed record GoldenCheck(string Name, double Difference, double Toleranc
 
 /// <summary>
 /// Computes what a golden folder holds with our own model and trainer and compares: logits, loss, gradients, a 20-step trajectory, final
-/// weights, greedy continuation, and for models with experts a trajectory with the balance loss. Micro-batches are not padded.
+/// weights, greedy continuation, and for models with experts a trajectory with the balance loss. Micro-batches are not padded. One object
+/// per rank: all ranks make the same comparisons with the same values.
 /// </summary>
 public sealed class GoldenVerifier : IDisposable
 {
     private readonly TrainingConfig config;
     private readonly ModelConfig modelConfig;
     private readonly GoldenFile golden;
-    private readonly GptModel model;
+    private readonly ModelChunks model;
     private readonly Trainer trainer;
     private readonly ParallelState parallel;
     private readonly Device device;
     private readonly List<GoldenCheck> checks = [];
     private readonly SortedDictionary<string, Tensor> dump = new(StringComparer.Ordinal);
 
-    /// <param name="config">Golden folder, layout, micro-batch size, dtype, recompute; hyperparameters come from the folder.</param>
-    /// <param name="worldSize">Ranks asked for; one today.</param>
-    /// <param name="libTorch">Where libtorch is looked for.</param>
-    /// <exception cref="ConfigException">The folder cannot be used.</exception>
-    public GoldenVerifier(TrainingConfig config, int worldSize, LibTorchOptions libTorch)
+    /// <param name="config">What <see cref="Resolve"/> returned.</param>
+    /// <param name="parallel">This rank's groups; they belong to the caller.</param>
+    public GoldenVerifier(TrainingConfig config, ParallelState parallel, Device device)
     {
-        golden = GoldenFile.Open(config.Golden ?? throw new ConfigException("GOLD002", "verify compares with a golden folder; give --golden DIR."));
-        config = OptionCatalog.With(config with { TorchDtype = config.TorchDtype ?? "float32" }, golden.Hyperparameters
-            .Where(pair => OptionCatalog.Find(pair.Key, trainingVerb: true) is not null)
-            .ToDictionary(pair => pair.Key, pair => Convert(pair.Key, pair.Value)));
-        config = config with { MoeRouterLoadBalancingType = "aux_loss", MoeAuxLossCoeff = 0, MoeZLossCoeff = null };
-        this.config = config;
+        (this.config, this.parallel, this.device) = (config, parallel, device);
+        golden = GoldenFile.Open(config.Golden ?? throw new InvalidOperationException("The configuration was not resolved."));
         modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(golden.Folder).Model, config);
-        ConfigValidator.ThrowIfInvalid(config with { Model = golden.Folder, GlobalBatchSize = 8 }, modelConfig, worldSize);
-        device = CudaDevices.Choose(config.Device, localRank: 0, LibTorch.Load(libTorch));
-        parallel = ParallelState.SingleRank();
         model = LoadModel(config);
         trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config));
+    }
+
+    /// <summary>The configuration with the hyperparameters of the golden folder, checked.</summary>
+    /// <param name="config">Golden folder, layout, micro-batch size, dtype, recompute.</param>
+    /// <exception cref="ConfigException">The folder or the layout cannot be used.</exception>
+    public static TrainingConfig Resolve(TrainingConfig config, int worldSize)
+    {
+        using var golden = GoldenFile.Open(config.Golden ?? throw new ConfigException("GOLD002", "verify compares with a golden folder; give --golden DIR."));
+        var resolved = OptionCatalog.With(config with { TorchDtype = config.TorchDtype ?? "float32" }, golden.Hyperparameters
+            .Where(pair => OptionCatalog.Find(pair.Key, trainingVerb: true) is not null)
+            .ToDictionary(pair => pair.Key, pair => Convert(pair.Key, pair.Value)));
+        resolved = resolved with
+        {
+            MoeRouterLoadBalancingType = "aux_loss",
+            MoeAuxLossCoeff = 0,
+            MoeZLossCoeff = null,
+            Model = golden.Folder,
+            GlobalBatchSize = (int)golden.ReadIds("steps.input_ids").Shape[1],
+        };
+        var modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(golden.Folder).Model, resolved);
+        ConfigValidator.ThrowIfInvalid(resolved, modelConfig, worldSize);
+        return resolved;
     }
 
     /// <summary>Runs all comparisons.</summary>
@@ -86,44 +99,43 @@ public sealed class GoldenVerifier : IDisposable
         foreach (var tensor in dump.Values) tensor.Dispose();
         trainer.Dispose();
         model.Dispose();
-        parallel.Dispose();
         golden.Dispose();
     }
 
     private void CompareForward()
     {
         using var scope = NewDisposeScope();
-        var batch = FirstBatch();
-        using var context = new ForwardContext(batch.MicroBatches[0], device, step: 0, isTraining: false, lossFactor: 1, auxiliaryLossFactor: 0);
         var expected = golden.Read("logits");
-        var logits = model.ForwardLogits(null, new Saved(context)).to_type(float32).cpu().view(expected.shape);
+        var logits = PipelineLogits.Of(model, WholeBatch().MicroBatches[0], parallel, device).to_type(float32).cpu().view(expected.shape);
         Keep("logits", logits);
         Add("logits", (logits - expected).abs().max().item<float>() / expected.abs().max().item<float>(), 2e-4, "max |Δ| / max |logits|", "");
 
-        var (lossSum, tokenCount) = trainer.Evaluate(batch);
-        Keep("loss", tensor((float)(lossSum / tokenCount)));
-        Add("loss", Relative(lossSum / tokenCount, golden.Read("loss").item<float>()), 1e-5, "relative", "");
+        var (lossSum, tokenCount) = trainer.Evaluate(FirstBatch());
+        var loss = GlobalLoss(lossSum, tokenCount);
+        Keep("loss", tensor((float)loss));
+        Add("loss", Relative(loss, golden.Read("loss").item<float>()), 1e-5, "relative", "");
     }
 
     private void CompareGradients()
     {
         using var scope = NewDisposeScope();
         trainer.AccumulateGradients(FirstBatch());
-        var gradients = AllTensors(parameter => parameter.MainGrad);
-        CompareTensors("grad.", gradients, 1e-4, "gradients");
+        trainer.Optimizer.ReduceGradients();
+        trainer.Optimizer.GatherGradients();
+        CompareTensors("grad.", parameter => parameter.MainGrad, 1e-4, "gradients");
     }
 
     private void CompareTrajectory(Trainer trainer, int microBatchSize, IReadOnlyList<GoldenStep> expected, string name)
     {
         var (ids, shape) = golden.ReadIds("steps.input_ids");
         var (labels, _) = golden.ReadIds("steps.labels");
-        var source = ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], BatchLayout.SingleRankUnpadded(microBatchSize));
-        var schedule = RunSettings.LearningRate(config with { GlobalBatchSize = (int)shape[1] }, expected.Count);
+        var source = ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], Unpadded(microBatchSize));
+        var schedule = RunSettings.LearningRate(config, expected.Count);
         var (loss, norm, balance) = (new Series(), new Series(), new Series());
         for (var step = 0; step < expected.Count; step++)
         {
             var metrics = trainer.TrainStep(source.Get(step), schedule.At(step + 1));
-            loss.Add(metrics.Loss, expected[step].LmLoss);
+            loss.Add(GlobalLoss(metrics.LossSum, metrics.TokenCount), expected[step].LmLoss);
             norm.Add(metrics.Optimizer.GradNorm, expected[step].GradNorm);
             if (expected[step].LoadBalancingLoss is { } sum) balance.Add((metrics.LoadBalancingLoss ?? double.NaN) * NumMoeLayers, sum);
         }
@@ -136,7 +148,7 @@ public sealed class GoldenVerifier : IDisposable
     // The coefficient weighs a loss over the tokens of one micro-batch, so this run takes the global batch as one.
     private void CompareTrajectoryWithAuxLoss()
     {
-        if (golden.TrajectoryWithAuxLoss is not { } expected) return;
+        if (golden.TrajectoryWithAuxLoss is not { } expected || parallel.DataParallel.Size > 1 || model.Chunks.Count > 1) return;
         var withLoss = config with { MoeAuxLossCoeff = golden.AuxLossCoeff };
         using var freshModel = LoadModel(withLoss);
         using var freshTrainer = new Trainer(freshModel, parallel, device, RunSettings.Trainer(withLoss));
@@ -145,9 +157,10 @@ public sealed class GoldenVerifier : IDisposable
 
     private int NumMoeLayers => Enumerable.Range(0, modelConfig.NumLayers).Count(modelConfig.IsMoeLayer);
 
-    private GptModel LoadModel(TrainingConfig settings)
+    private ModelChunks LoadModel(TrainingConfig settings)
     {
-        var loaded = new GptModel(modelConfig, RunSettings.Model(settings, device), parallel, StageLayout.Whole(modelConfig));
+        var layouts = RunSettings.Partition(settings, modelConfig).LayoutsOf(parallel.PipelineParallel.Rank);
+        var loaded = new ModelChunks(modelConfig, RunSettings.Model(settings, device), parallel, layouts);
         ModelState.LoadWeights(loaded, golden.Folder, allowRandom: false, settings.Seed);
         return loaded;
     }
@@ -155,7 +168,7 @@ public sealed class GoldenVerifier : IDisposable
     private void CompareFinalWeights()
     {
         using var scope = NewDisposeScope();
-        CompareTensors("final.", AllTensors(parameter => parameter.Data), 1e-3, "final weights");
+        CompareTensors("final.", parameter => parameter.Data, 1e-3, "final weights");
     }
 
     private void CompareGreedy()
@@ -173,20 +186,31 @@ public sealed class GoldenVerifier : IDisposable
     private long NextToken(long[] ids)
     {
         using var scope = NewDisposeScope();
+        // Sequence parallelism splits the row evenly; causal attention never looks at what follows.
+        var multiple = parallel.SequenceParallel ? parallel.TensorParallel.Size : 1;
+        var length = (ids.Length + multiple - 1) / multiple * multiple;
+        long[] padded = [.. ids, .. new long[length - ids.Length]];
         var row = new MicroBatch
         {
-            TokenIds = ids,
-            Labels = [.. Enumerable.Repeat((long)MicroBatch.IgnoreIndex, ids.Length)],
-            Positions = [.. Enumerable.Range(0, ids.Length)],
-            CuSeqLens = [0, ids.Length],
-            GlobalTokenIndex = [.. Enumerable.Range(0, ids.Length)],
+            TokenIds = padded,
+            Labels = [.. Enumerable.Repeat((long)MicroBatch.IgnoreIndex, length)],
+            Positions = [.. Enumerable.Range(0, length)],
+            CuSeqLens = [0, length],
+            GlobalTokenIndex = [.. Enumerable.Range(0, length)],
             NumTargetTokens = 0,
         };
-        using var context = new ForwardContext(row, device, step: 0, isTraining: false, lossFactor: 1, auxiliaryLossFactor: 0);
-        return model.ForwardLogits(null, new Saved(context))[-1].argmax().item<long>();
+        return PipelineLogits.Of(model, row, parallel, device)[ids.Length - 1].argmax().item<long>();
     }
 
-    private GlobalBatch FirstBatch()
+    /// <summary>Mean loss over the targets of all ranks, the same on each.</summary>
+    private double GlobalLoss(double lossSum, double tokenCount)
+    {
+        var sums = HostValues.Sum(parallel.World, device, lossSum, tokenCount);
+        return sums[0] / sums[1];
+    }
+
+    /// <summary>The two rows of the golden batch as one micro-batch, the same on every rank.</summary>
+    private GlobalBatch WholeBatch()
     {
         var (ids, shape) = golden.ReadIds("input_ids");
         var (labels, _) = golden.ReadIds("labels");
@@ -194,31 +218,50 @@ public sealed class GoldenVerifier : IDisposable
         return ArrayBatchSource.Create(ids, labels, rows, (int)shape[1], BatchLayout.SingleRankUnpadded(rows)).Get(0);
     }
 
+    /// <summary>
+    /// This rank's share of the golden batch. It has two rows only: ranks and pipeline places beyond them get rows without targets, which
+    /// add nothing to a loss per token.
+    /// </summary>
+    private GlobalBatch FirstBatch()
+    {
+        var whole = WholeBatch();
+        var numMicroBatches = model.Chunks.Count > 1 ? parallel.PipelineParallel.Size : 1;
+        if (parallel.DataParallel.Size == 1 && numMicroBatches == 1) return whole;
+        var empty = Masked(whole.MicroBatches[0]);
+        var filled = Enumerable.Repeat(empty, numMicroBatches).ToArray();
+        if (parallel.DataParallel.Rank == 0) filled[0] = whole.MicroBatches[0];
+        return whole with { MicroBatches = filled, NumMicroBatchesGlobal = numMicroBatches * parallel.DataParallel.Size };
+    }
+
+    private static MicroBatch Masked(MicroBatch row) => row with
+    {
+        Labels = [.. row.Labels.Select(_ => (long)MicroBatch.IgnoreIndex)],
+        LossWeights = null,
+        NumTargetTokens = 0,
+    };
+
+    private BatchLayout Unpadded(int microBatchSize) => BatchLayout.SingleRankUnpadded(microBatchSize) with
+    {
+        DataParallelRank = parallel.DataParallel.Rank,
+        DataParallelSize = parallel.DataParallel.Size,
+    };
+
     /// <summary>Compares all tensors of the golden file under a prefix by relative L2 norm.</summary>
-    private void CompareTensors(string prefix, Dictionary<string, Tensor> computed, double tolerance, string name)
+    private void CompareTensors(string prefix, Func<Parameter, Tensor> select, double tolerance, string name)
     {
         var worst = (Difference: 0.0, Where: "");
+        var catalog = HfTensorCatalog.Of(model.Config).ToDictionary(tensor => tensor.Name, tensor => tensor.Shape, StringComparer.Ordinal);
         foreach (var tensorName in golden.Names(prefix))
         {
+            using var scope = NewDisposeScope();
             var expected = golden.Read(prefix + tensorName);
-            if (!computed.TryGetValue(tensorName, out var actual)) throw new ConfigException("GOLD001", $"{golden.Folder}: {prefix}{tensorName} is no tensor of the model.");
+            if (!catalog.TryGetValue(tensorName, out var shape)) throw new ConfigException("GOLD001", $"{golden.Folder}: {prefix}{tensorName} is no tensor of the model.");
+            var actual = Replicas.Gather(tensorName, shape, model.Parameters, select, parallel, device).cpu();
             Keep(prefix + tensorName, actual);
             var difference = (actual - expected).norm().item<float>() / Math.Max(expected.norm().item<float>(), 1e-30);
             if (!(difference <= worst.Difference)) worst = (difference, tensorName);
         }
         Add(name, worst.Difference, tolerance, "relative L2", worst.Where);
-    }
-
-    /// <summary>A view of every parameter as fp32 Hugging Face tensors.</summary>
-    private Dictionary<string, Tensor> AllTensors(Func<Parameter, Tensor> select)
-    {
-        var result = new Dictionary<string, Tensor>(StringComparer.Ordinal);
-        foreach (var parameter in model.Parameters)
-        {
-            var flat = select(parameter).reshape(-1).to_type(float32).cpu();
-            foreach (var block in parameter.Blocks) result.Add(block.Name, flat.narrow(0, block.FlatOffset, block.NumElements).view(block.Shape));
-        }
-        return result;
     }
 
     private void Keep(string name, Tensor value) => dump[name] = value.cpu().clone().DetachFromDisposeScope();

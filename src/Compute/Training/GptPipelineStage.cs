@@ -6,22 +6,23 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.Training;
 
 /// <summary>
-/// The model chunk(s) of this rank as the pipeline interpreter sees them: keeps the saved activations of each micro-batch in flight and
+/// The model chunks of this rank as the pipeline interpreter sees them: keeps the saved activations of each micro-batch in flight and
 /// sums the losses of the last stage.
 /// </summary>
 public sealed class GptPipelineStage : IPipelineStage, IDisposable
 {
-    private readonly GptModel model;
-    private readonly Action<int> beforeBackwardWeight;
+    private readonly IReadOnlyList<GptModel> chunks;
+    private readonly Action<int> beforeBackward;
     private readonly Tensor lossSum;
     private readonly Stack<Saved> free = [];
     private readonly Dictionary<(int MicroBatch, int Chunk), Saved> inFlight = [];
     private IReadOnlyList<ForwardContext> contexts = [];
 
-    /// <param name="beforeBackwardWeight">Called with the index of the micro-batch before its weight gradients are added: chooses the accumulator.</param>
-    public GptPipelineStage(GptModel model, Device device, Action<int> beforeBackwardWeight)
+    /// <param name="chunks">Model chunks of this rank.</param>
+    /// <param name="beforeBackward">Called with the index of the micro-batch before either half of its backward, both of which may add weight gradients: chooses the accumulator.</param>
+    public GptPipelineStage(IReadOnlyList<GptModel> chunks, Device device, Action<int> beforeBackward)
     {
-        (this.model, this.beforeBackwardWeight) = (model, beforeBackwardWeight);
+        (this.chunks, this.beforeBackward) = (chunks, beforeBackward);
         lossSum = zeros([], dtype: float64, device: device).DetachFromDisposeScope();
     }
 
@@ -43,21 +44,25 @@ public sealed class GptPipelineStage : IPipelineStage, IDisposable
     {
         var saved = Rent(contexts[microBatch]);
         inFlight.Add((microBatch, chunk), saved);
-        var output = model.ForwardStage(input, saved);
-        if (model.Stage.HasHead) lossSum.add_(output);
+        var output = chunks[chunk].ForwardStage(input, saved);
+        if (chunks[chunk].Stage.HasHead) lossSum.add_(output);
         return output;
     }
 
     /// <inheritdoc/>
-    public Tensor? BackwardInput(int microBatch, int chunk, Tensor? gradOutput) => model.BackwardInput(gradOutput, inFlight[(microBatch, chunk)]);
+    public Tensor? BackwardInput(int microBatch, int chunk, Tensor? gradOutput)
+    {
+        beforeBackward(microBatch);
+        return chunks[chunk].BackwardInput(gradOutput, inFlight[(microBatch, chunk)]);
+    }
 
     /// <inheritdoc/>
     public void BackwardWeight(int microBatch, int chunk)
     {
         inFlight.Remove((microBatch, chunk), out var saved);
         if (saved is null) throw new InvalidOperationException($"BackwardWeight of micro-batch {microBatch}, chunk {chunk} without its forward.");
-        beforeBackwardWeight(microBatch);
-        model.BackwardWeight(saved);
+        beforeBackward(microBatch);
+        chunks[chunk].BackwardWeight(saved);
         free.Push(saved);
     }
 

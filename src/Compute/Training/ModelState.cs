@@ -26,7 +26,7 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
 
     /// <summary>Fills the model, and the optimizer when <paramref name="trainer"/> is given.</summary>
     /// <exception cref="ConfigException">No usable state, or it does not fit the model: all problems are listed.</exception>
-    public static ModelState Load(ModelStateRequest request, GptModel model, Trainer trainer, RankLink link)
+    public static ModelState Load(ModelStateRequest request, ModelChunks model, Trainer trainer, RankLink link)
     {
         var loaded = FindCheckpoint(request, link) is { } checkpoint
             ? FromCheckpoint(request, checkpoint, model, trainer, link)
@@ -37,14 +37,14 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
 
     /// <summary>Loads or draws the weights of <paramref name="model"/> from its Hugging Face folder.</summary>
     /// <returns>False when the folder has no weights and they were drawn at random.</returns>
-    public static bool LoadWeights(GptModel model, string folder, bool allowRandom, long seed)
+    public static bool LoadWeights(ModelChunks model, string folder, bool allowRandom, long seed)
     {
         if (allowRandom && !HfWeightFolder.HasWeights(folder))
         {
             ModelInitializer.Initialize(model.Parameters, model.Config, seed);
             return false;
         }
-        ModelWeights.Load(model, folder);
+        ModelWeights.Load(model.Config, model.Parameters, folder);
         return true;
     }
 
@@ -62,20 +62,21 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
         var path = request.LoadFolder ?? request.Config.Load;
         if (path is null) return null;
         var search = CheckpointLocator.Find(path, CheckpointVerification.Full, request.Time);
-        foreach (var notice in search.Notices) link.Notice(notice, RankNoticeLevel.Warning);
+        if (link.Rank == 0)
+            foreach (var notice in search.Notices) link.Notice(notice, RankNoticeLevel.Warning);
         if (search.Found is null && request.Config.ExitOnMissingCheckpoint) throw CheckpointLocator.Missing(path);
         return search.Found;
     }
 
-    private static ModelState FromModelFolder(ModelStateRequest request, GptModel model, Trainer trainer, RankLink link)
+    private static ModelState FromModelFolder(ModelStateRequest request, ModelChunks model, Trainer trainer, RankLink link)
     {
         var found = LoadWeights(model, request.ModelFolder, allowRandom: !request.Config.NoInitialization, request.Config.Seed);
         trainer.Optimizer.CopyModelToMasters();
-        link.Notice(found ? $"loaded weights from {request.ModelFolder}" : $"{request.ModelFolder} has no weights: random weights from seed {request.Config.Seed}");
+        if (link.Rank == 0) link.Notice(found ? $"loaded weights from {request.ModelFolder}" : $"{request.ModelFolder} has no weights: random weights from seed {request.Config.Seed}");
         return Fresh;
     }
 
-    private static ModelState FromCheckpoint(ModelStateRequest request, StoredCheckpoint checkpoint, GptModel model, Trainer trainer, RankLink link)
+    private static ModelState FromCheckpoint(ModelStateRequest request, StoredCheckpoint checkpoint, ModelChunks model, Trainer trainer, RankLink link)
     {
         using var scope = NewDisposeScope();
         using var reader = new CheckpointReader(checkpoint);
@@ -84,13 +85,13 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
         trainer.Optimizer.CopyModelToMasters();
         // Recovery continues a run even when the user began it with --finetune.
         var weightsOnly = request.Config.Finetune && request.LoadFolder is null;
-        link.Notice($"loaded checkpoint from {checkpoint.Folder}{(weightsOnly ? " (weights only)" : "")}");
+        if (link.Rank == 0) link.Notice($"loaded checkpoint from {checkpoint.Folder}{(weightsOnly ? " (weights only)" : "")}");
         if (weightsOnly) return Fresh;
 
         var state = reader.Manifest.Run.Trainer;
         if (!request.Config.NoLoadOptim)
         {
-            reader.LoadState(StateSlice.OfOptimizer(trainer.Optimizer.State));
+            reader.LoadState(StateSlice.OfOptimizer(trainer.Optimizer.State, withDuplicates: true));
             trainer.Restore(state);
         }
         return new ModelState(new RunProgress(state.Iteration, state.ConsumedSamples, state.Iteration), state.Seed is null ? null : state.Data.PlanHash);
@@ -107,7 +108,7 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
         return blocks;
     }
 
-    private static void RequireFinite(GptModel model)
+    private static void RequireFinite(ModelChunks model)
     {
         var errors = new List<ConfigError>();
         foreach (var parameter in model.Parameters)

@@ -46,15 +46,18 @@ public sealed record RankStarted(AttemptId Attempt, int Rank, long FirstIteratio
 
 /// <summary>One optimizer step. Metrics are those of the step named, read without stalling the device.</summary>
 /// <param name="Iteration">1-based optimizer step.</param>
-/// <param name="LossSum">Cross-entropy summed over this rank's target tokens (last stage only, else 0).</param>
-/// <param name="TokenCount">Weight of those tokens.</param>
+/// <param name="LossSum">Cross-entropy summed over this rank's target tokens; of the ranks that hold the same loss one reports it, the others 0.</param>
+/// <param name="TokenCount">Weight of those tokens, likewise.</param>
 /// <param name="LossBits">Bits of the fp32 loss as this rank logged it, for exact comparison.</param>
 /// <param name="BatchHash">Hash of the global batch.</param>
 public sealed record StepReport(
     AttemptId Attempt, int Rank, long Iteration, double LossSum, double TokenCount, int LossBits, double GradNorm, double LearningRate,
     double LossScale, bool Skipped, ulong BatchHash, TimeSpan StepTime) : RankReport(Attempt, Rank)
 {
-    /// <summary>Model floating-point operations of this rank's share of the step (megatron-swift formula, recompute not counted); the sum over ranks is the step's work.</summary>
+    /// <summary>
+    /// Model floating-point operations of the samples behind <see cref="TokenCount"/> (megatron-swift formula, recompute not counted), through
+    /// the whole model; the sum over ranks is the step's work.
+    /// </summary>
     public double FloatingPointOperations { get; init; }
 
     /// <summary>Balance loss of the routers without its coefficient: mean over this rank's micro-batches and layers with experts; null when there is none.</summary>
@@ -74,7 +77,7 @@ public sealed record TrainingPlanned(AttemptId Attempt, int Rank, long TrainIter
 
 /// <summary>One pass of evaluation; every rank of the last stage sends one, others send none.</summary>
 /// <param name="Iteration">Optimizer steps done when the evaluation ran.</param>
-/// <param name="LossSum">Cross-entropy summed over this rank's target tokens of the evaluation batches.</param>
+/// <param name="LossSum">Cross-entropy summed over this rank's target tokens of the evaluation batches; counted once, as in <see cref="StepReport"/>.</param>
 /// <param name="TokenCount">Weight of those tokens.</param>
 /// <param name="Final">True for the evaluation after the last step.</param>
 public sealed record EvaluationReport(

@@ -5,6 +5,7 @@ using Megatron.Compute.Models;
 using Megatron.Compute.Native;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.Tokenization;
+using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;
 
@@ -17,11 +18,15 @@ public sealed class RankSetup : IDisposable
     public required TrainingConfig Config { get; init; }
     public required ModelConfig ModelConfig { get; init; }
     public required ParallelState Parallel { get; init; }
+
+    /// <summary>Where the rank's tensors live.</summary>
+    public required Device Device { get; init; }
+
     public required ITokenizer Tokenizer { get; init; }
     public required TrainData Data { get; init; }
     public required IGlobalBatchSource TrainSource { get; init; }
     public required IGlobalBatchSource? ValidationSource { get; init; }
-    public required GptModel Model { get; init; }
+    public required ModelChunks Model { get; init; }
     public required Trainer Trainer { get; init; }
     public required LearningRateSchedule Schedule { get; init; }
     public required CheckpointSaver Saver { get; init; }
@@ -30,8 +35,9 @@ public sealed class RankSetup : IDisposable
     public required RunProgress Progress { get; set; }
 
     /// <summary>Builds data, model and optimizer and loads the newest state. Runs on the rank's thread.</summary>
+    /// <param name="opened">Gets the process groups as soon as they are open: whatever happens then, the caller aborts and frees them.</param>
     /// <exception cref="ConfigException">Something the user gave cannot be used.</exception>
-    public static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link)
+    public static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link, Action<ParallelState> opened)
     {
         var libTorch = environment.PrepareThread();
         var config = TrainingConfig.FromJson(start.ConfigJson);
@@ -43,8 +49,23 @@ public sealed class RankSetup : IDisposable
 
         var dims = RunSettings.Dims(config, start.WorldSize);
         var parallel = ParallelState.Create(dims, start.Rank, environment.ProcessGroups(start), config.SequenceParallel);
+        opened(parallel);
+        return Build(start, environment, link, new RankInputs(config, folder, modelConfig, tokenizer, data, parallel, device));
+    }
+
+    /// <summary>Frees the model and the trainer; the process groups belong to the caller of <see cref="Build(StartRank, RankEnvironment, RankLink, Action{ParallelState})"/>.</summary>
+    public void Dispose()
+    {
+        Trainer.Dispose();
+        Model.Dispose();
+    }
+
+    private static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link, RankInputs inputs)
+    {
+        var (config, folder, modelConfig, tokenizer, data, parallel, device) = inputs;
         var layout = RunSettings.BatchLayout(config, parallel, tokenizer);
-        var model = new GptModel(modelConfig, RunSettings.Model(config, device), parallel, StageLayout.Whole(modelConfig));
+        var layouts = RunSettings.Partition(config, modelConfig).LayoutsOf(parallel.PipelineParallel.Rank);
+        var model = new ModelChunks(modelConfig, RunSettings.Model(config, device), parallel, layouts);
         var trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config));
         var restored = ModelState.Load(new ModelStateRequest(config, modelConfig, folder, start.LoadFolder, environment.Time), model, trainer, link);
         var source = data.CreateTrainSource(layout);
@@ -54,6 +75,7 @@ public sealed class RankSetup : IDisposable
             Config = config,
             ModelConfig = modelConfig,
             Parallel = parallel,
+            Device = device,
             Tokenizer = tokenizer,
             Data = data,
             TrainSource = source,
@@ -66,11 +88,7 @@ public sealed class RankSetup : IDisposable
         };
     }
 
-    /// <inheritdoc/>
-    public void Dispose()
-    {
-        Trainer.Dispose();
-        Model.Dispose();
-        Parallel.Dispose();
-    }
+    /// <summary>What is known before the model is built.</summary>
+    private sealed record RankInputs(
+        TrainingConfig Config, string Folder, ModelConfig ModelConfig, ITokenizer Tokenizer, TrainData Data, ParallelState Parallel, Device Device);
 }

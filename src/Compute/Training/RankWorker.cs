@@ -5,7 +5,7 @@ using Megatron.Compute.Distributed;
 namespace Megatron.Compute.Training;
 
 /// <summary>What one attempt of a job does on the rank's thread: see <see cref="TrainingRun"/>.</summary>
-public interface IRankProgram
+public interface IRankProgram : IDisposable
 {
     /// <summary>Runs to the end on the rank's thread; throws when it cannot go on.</summary>
     void Run(RankLink link);
@@ -72,9 +72,10 @@ public sealed class RankWorker : IRankWorker
     private void RunAttempt(StartRank start)
     {
         var link = new RankLink(start.Attempt, start.Rank, inbox, report => sink(report));
+        IRankProgram? program = null;
         try
         {
-            var program = makeProgram(start);
+            program = makeProgram(start);
             lock (gate) running = (start.Attempt, program);
             program.Run(link);
         }
@@ -97,6 +98,7 @@ public sealed class RankWorker : IRankWorker
         finally
         {
             lock (gate) running = null;
+            program?.Dispose();
             link.ReturnDeferred();
         }
     }

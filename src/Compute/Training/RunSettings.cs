@@ -5,6 +5,7 @@ using Megatron.Compute.Models;
 using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
+using Megatron.Compute.PipelineParallel;
 using Megatron.Compute.Tokenization;
 using Megatron.Compute.Transformer;
 using static TorchSharp.torch;
@@ -51,6 +52,14 @@ public static class RunSettings
     {
         PerTokenLoss = config.CalculatePerTokenLoss,
         NumLogicalShards = config.LogicalDataShards ?? 1,
+        Schedule = config.PipelineSchedule switch
+        {
+            "gpipe" => PipelineScheduleKind.GPipe,
+            "1f1b" => PipelineScheduleKind.OneForwardOneBackward,
+            "interleaved" => PipelineScheduleKind.Interleaved,
+            "zero_bubble" => PipelineScheduleKind.ZeroBubble,
+            _ => PipelineScheduleKind.Auto,
+        },
         Optimizer = new OptimizerOptions
         {
             Kind = config.Optimizer == "sgd" ? OptimizerKind.Sgd : OptimizerKind.Adam,
@@ -70,6 +79,16 @@ public static class RunSettings
             Hysteresis = config.Hysteresis,
         },
     };
+
+    /// <summary>Which layers each pipeline stage and chunk owns.</summary>
+    public static PipelinePartition Partition(TrainingConfig config, ModelConfig model)
+    {
+        var numStages = config.PipelineModelParallelSize;
+        var numChunks = config.VirtualPipelineModelParallelSize
+            ?? (config.NumLayersPerVirtualPipelineStage is { } layers ? PipelinePartition.NumChunks(model.NumLayers, numStages, layers) : 1);
+        return new PipelinePartition(
+            model.NumLayers, new PipelineShape(numStages, numChunks), config.DecoderFirstPipelineNumLayers, config.DecoderLastPipelineNumLayers);
+    }
 
     /// <summary>The process grid.</summary>
     public static ParallelDims Dims(TrainingConfig config, int worldSize) => new(

@@ -61,7 +61,7 @@ public static class StepBenchmark
         var seqLength = config.SeqLength ?? 4096;
 
         using var parallel = ParallelState.SingleRank();
-        using var gpt = new GptModel(model, RunSettings.Model(config, device), parallel, StageLayout.Whole(model));
+        using var gpt = new ModelChunks(model, RunSettings.Model(config, device), parallel, [StageLayout.Whole(model)]);
         FillRandom(gpt);
         using var trainer = new Trainer(gpt, parallel, device, RunSettings.Trainer(config));
         trainer.Optimizer.CopyModelToMasters();
@@ -78,7 +78,7 @@ public static class StepBenchmark
     }
 
     private static BenchmarkResult Summarize(
-        string preset, TrainingConfig config, Device device, LoadedLibTorch loaded, GptModel gpt, GlobalBatch batch, int seqLength, double[] steps, double[] halves)
+        string preset, TrainingConfig config, Device device, LoadedLibTorch loaded, ModelChunks gpt, GlobalBatch batch, int seqLength, double[] steps, double[] halves)
     {
         var median = steps[steps.Length / 2];
         var tokens = batch.MicroBatches.Sum(microBatch => microBatch.NumTokens);
@@ -122,7 +122,7 @@ public static class StepBenchmark
     }
 
     /// <summary>Weights drawn on the device: their values do not matter here, and a billion counter-based ones take minutes on a CPU.</summary>
-    private static void FillRandom(GptModel gpt)
+    private static void FillRandom(ModelChunks gpt)
     {
         foreach (var parameter in gpt.Parameters)
         {

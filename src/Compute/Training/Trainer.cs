@@ -2,6 +2,7 @@ using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
+using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.PipelineParallel;
@@ -10,8 +11,8 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.Training;
 
 /// <summary>What one optimizer step showed, on this rank.</summary>
-/// <param name="LossSum">Cross-entropy summed over this rank's targets (0 on all but the last stage).</param>
-/// <param name="TokenCount">Weight of those targets.</param>
+/// <param name="LossSum">Cross-entropy summed over this rank's targets; 0 on ranks that do not report (see <see cref="Trainer.ReportsLoss"/>).</param>
+/// <param name="TokenCount">Weight of those targets, likewise.</param>
 /// <param name="Optimizer">Norm, clip factor, skip.</param>
 public readonly record struct StepMetrics(double LossSum, double TokenCount, OptimizerStepResult Optimizer)
 {
@@ -38,6 +39,9 @@ public sealed record TrainerOptions
 
     /// <summary>Dynamic loss scale for fp16, else null.</summary>
     public LossScalerOptions? LossScaler { get; init; }
+
+    /// <summary>Order of the work in the pipeline; no number depends on it.</summary>
+    public PipelineScheduleKind Schedule { get; init; } = PipelineScheduleKind.Auto;
 }
 
 /// <summary>
@@ -46,29 +50,41 @@ public sealed record TrainerOptions
 /// </summary>
 public sealed class Trainer : IDisposable
 {
-    private readonly GptModel model;
+    private readonly ModelChunks model;
+    private readonly ProcessGroup world;
     private readonly TrainerOptions options;
     private readonly Device device;
     private readonly GptPipelineStage stage;
     private readonly PipelineInterpreter interpreter;
     private readonly PipelineShape shape;
+    private readonly int stageIndex;
     private readonly GradientBuffer gradients;
     private readonly LossScaler? scaler;
+    private readonly Dictionary<(int NumMicroBatches, bool IsTraining), IReadOnlyList<PipelineAction>> schedules = [];
     private GlobalBatch current = new(0, [], 0, 0, 0, 0) { FirstMicroBatchIndex = 0 };
 
     /// <summary>Masters, moments, loss scale, step count: what a checkpoint holds beside the weights.</summary>
     public MixedPrecisionOptimizer Optimizer { get; }
 
-    public Trainer(GptModel model, ParallelState parallel, Device device, TrainerOptions options)
+    /// <summary>
+    /// True on the ranks whose loss sums and token counts together are those of the batch, each counted once: of the ranks of the last
+    /// stage that hold the same loss one reports.
+    /// </summary>
+    public bool ReportsLoss { get; }
+
+    /// <param name="model">This rank's chunks.</param>
+    public Trainer(ModelChunks model, ParallelState parallel, Device device, TrainerOptions options)
     {
-        (this.model, this.options, this.device) = (model, options, device);
+        (this.model, this.options, this.device, world) = (model, options, device, parallel.World);
+        ReportsLoss = model.HasHead && parallel.TensorParallel.Rank == 0;
         var layout = FlatLayout.Create(model.Parameters, parallel);
         gradients = layout.CreateGradientBuffer(device, options.NumLogicalShards);
         scaler = options.LossScaler is null ? null : new LossScaler(options.LossScaler);
         Optimizer = new MixedPrecisionOptimizer(layout, gradients, parallel, options.Optimizer, scaler);
-        stage = new GptPipelineStage(model, device, SelectLogicalShard);
-        shape = new PipelineShape(parallel.PipelineParallel.Size, 1);
-        interpreter = new PipelineInterpreter(parallel.PipelineParallel, numChunks: 1, model.Options.Dtype, device);
+        stage = new GptPipelineStage(model.Chunks, device, SelectLogicalShard);
+        shape = new PipelineShape(parallel.PipelineParallel.Size, model.Chunks.Count);
+        stageIndex = parallel.PipelineParallel.Rank;
+        interpreter = new PipelineInterpreter(parallel.PipelineParallel, shape.NumChunks, model.Options.Dtype, device);
     }
 
     /// <summary>
@@ -91,13 +107,13 @@ public sealed class Trainer : IDisposable
     public void AccumulateGradients(GlobalBatch batch)
     {
         gradients.Zero();
-        model.Routing?.Zero();
+        foreach (var chunk in model.Chunks) chunk.Routing?.Zero();
         current = batch;
         var contexts = MakeContexts(batch, isTraining: true);
         try
         {
             stage.Begin(contexts);
-            interpreter.Run(NoPipelining.Build(contexts.Length), stage);
+            interpreter.Run(ScheduleOf(contexts.Length, isTraining: true), stage);
         }
         finally
         {
@@ -107,7 +123,7 @@ public sealed class Trainer : IDisposable
     }
 
     /// <summary>Forward only, without dropout.</summary>
-    /// <returns>Cross-entropy summed over this rank's targets, and their weight.</returns>
+    /// <returns>Cross-entropy summed over this rank's targets, and their weight; zeros on ranks that do not report.</returns>
     public (double LossSum, double TokenCount) Evaluate(GlobalBatch batch)
     {
         using var scope = NewDisposeScope();
@@ -115,8 +131,8 @@ public sealed class Trainer : IDisposable
         try
         {
             stage.Begin(contexts);
-            interpreter.Run(ForwardOnly.Build(shape, stage: 0, contexts.Length), stage);
-            return (stage.LossSum.item<double>(), TokensOf(batch));
+            interpreter.Run(ScheduleOf(contexts.Length, isTraining: false), stage);
+            return ReportsLoss ? (stage.LossSum.item<double>(), TokensOf(batch)) : (0, 0);
         }
         finally
         {
@@ -157,19 +173,33 @@ public sealed class Trainer : IDisposable
     }
 
     private StepMetrics Metrics(GlobalBatch batch, OptimizerStepResult update) =>
-        new(stage.LossSum.item<double>(), TokensOf(batch), update)
+        (ReportsLoss ? new StepMetrics(stage.LossSum.item<double>(), TokensOf(batch), update) : new StepMetrics(0, 0, update)) with
         {
-            LoadBalancingLoss = model.Options.Moe.HasBalanceLoss ? MeanOverLayers(model.Routing?.BalanceLoss, batch) : null,
-            ZLoss = model.Options.Moe.ZLossCoeff > 0 ? MeanOverLayers(model.Routing?.ZLoss, batch) : null,
+            LoadBalancingLoss = model.Options.Moe.HasBalanceLoss ? MeanOverLayers(routing => routing.BalanceLoss, batch) : null,
+            ZLoss = model.Options.Moe.ZLossCoeff > 0 ? MeanOverLayers(routing => routing.ZLoss, batch) : null,
         };
 
-    private double? MeanOverLayers(Tensor? sumPerLayer, GlobalBatch batch)
+    /// <summary>Mean over all layers with experts and all micro-batches, those of other stages and replicas too.</summary>
+    private double? MeanOverLayers(Func<RoutingStatistics, Tensor> select, GlobalBatch batch)
     {
-        var numLayers = 0;
-        for (var layer = model.Stage.FirstLayer; layer < model.Stage.EndLayer; layer++)
-            if (model.Config.IsMoeLayer(layer)) numLayers++;
-        if (sumPerLayer is null || numLayers == 0) return null;
-        return sumPerLayer.sum().item<double>() / ((double)numLayers * batch.MicroBatches.Count);
+        var (sum, count) = (0.0, 0);
+        foreach (var chunk in model.Chunks)
+        {
+            if (chunk.Routing is not { } routing) continue;
+            sum += select(routing).sum().item<double>();
+            for (var layer = chunk.Stage.FirstLayer; layer < chunk.Stage.EndLayer; layer++)
+                if (chunk.Config.IsMoeLayer(layer)) count += batch.MicroBatches.Count;
+        }
+        var totals = HostValues.Sum(world, device, sum, count);
+        return totals[1] == 0 ? null : totals[0] / totals[1];
+    }
+
+    private IReadOnlyList<PipelineAction> ScheduleOf(int numMicroBatches, bool isTraining)
+    {
+        if (schedules.TryGetValue((numMicroBatches, isTraining), out var known)) return known;
+        return schedules[(numMicroBatches, isTraining)] = isTraining
+            ? PipelineSchedules.Build(options.Schedule, shape, stageIndex, numMicroBatches)
+            : ForwardOnly.Build(shape, stageIndex, numMicroBatches);
     }
 
     private ForwardContext[] MakeContexts(GlobalBatch batch, bool isTraining)

@@ -13,7 +13,7 @@ public sealed class TrainingRun : IRankProgram
     private readonly StartRank start;
     private readonly RankEnvironment environment;
     private volatile string? abortReason;
-    private RankSetup? setup;
+    private volatile ParallelState? parallel;
     private StopRank? stop;
 
     public TrainingRun(StartRank start, RankEnvironment environment) => (this.start, this.environment) = (start, environment);
@@ -21,27 +21,22 @@ public sealed class TrainingRun : IRankProgram
     /// <inheritdoc/>
     public void Run(RankLink link)
     {
-        using var rank = RankSetup.Build(start, environment, link);
-        setup = rank;
+        using var rank = RankSetup.Build(start, environment, link, opened => parallel = opened);
         if (abortReason is { } reason) throw new RankAbortedException(reason);
-        try
-        {
-            Announce(rank, link);
-            var completed = Train(rank, link);
-            link.Report(new RankFinished(link.Attempt, link.Rank, rank.Progress.Iteration, completed));
-        }
-        finally
-        {
-            setup = null;
-        }
+        Announce(rank, link);
+        var completed = Train(rank, link);
+        link.Report(new RankFinished(link.Attempt, link.Rank, rank.Progress.Iteration, completed));
     }
 
     /// <inheritdoc/>
     public void Abort(string reason)
     {
         abortReason = reason;
-        setup?.Parallel.Abort(reason);
+        parallel?.Abort(reason);
     }
+
+    /// <summary>Leaves the process groups: after the last report, so that the control plane hears of the first fault before those that follow from it.</summary>
+    public void Dispose() => parallel?.Dispose();
 
     private static void Announce(RankSetup rank, RankLink link)
     {
@@ -60,9 +55,10 @@ public sealed class TrainingRun : IRankProgram
         var last = rank.Data.LastIteration;
         while (rank.Progress.Iteration < last)
         {
-            if (TakeStop(link) is { } asked)
+            var decision = DecideOnStop(rank, link);
+            if (decision != StopDecision.GoOn)
             {
-                if (asked.SaveCheckpoint) SaveOnce(rank, link);
+                if (decision == StopDecision.SaveAndStop) SaveOnce(rank, link);
                 return false;
             }
             Step(rank, link);
@@ -90,7 +86,7 @@ public sealed class TrainingRun : IRankProgram
             metrics.Optimizer.GradNorm, learningRate, metrics.Optimizer.LossScale, metrics.Optimizer.IsSkipped, batch.Hash,
             Stopwatch.GetElapsedTime(startTime))
         {
-            FloatingPointOperations = ModelFlops.Of(rank.ModelConfig, batch),
+            FloatingPointOperations = rank.Trainer.ReportsLoss ? ModelFlops.Of(rank.ModelConfig, batch) : 0,
             LoadBalancingLoss = metrics.LoadBalancingLoss,
             ZLoss = metrics.ZLoss,
         });
@@ -106,7 +102,7 @@ public sealed class TrainingRun : IRankProgram
             lossSum += batchLoss;
             tokenCount += batchTokens;
         }
-        link.Report(new EvaluationReport(link.Attempt, link.Rank, rank.Progress.Iteration, lossSum, tokenCount, isFinal));
+        if (rank.Model.HasHead) link.Report(new EvaluationReport(link.Attempt, link.Rank, rank.Progress.Iteration, lossSum, tokenCount, isFinal));
     }
 
     private void SaveOnce(RankSetup rank, RankLink link)
@@ -117,11 +113,23 @@ public sealed class TrainingRun : IRankProgram
         if (isCommitted) rank.Progress = rank.Progress with { SavedIteration = rank.Progress.Iteration };
     }
 
-    private StopRank? TakeStop(RankLink link)
+    /// <summary>
+    /// A stop may reach the ranks at different steps, and a step or a save is entered by all or none (style rule 22): rank 0's inbox decides,
+    /// the others only empty theirs.
+    /// </summary>
+    private StopDecision DecideOnStop(RankSetup rank, RankLink link)
     {
-        while (stop is null && link.TryTake() is { } command)
-            if (command is StopRank asked) stop = asked;
-        return stop;
+        while (link.TryTake() is { } command)
+            if (command is StopRank asked) stop ??= asked;
+        var own = stop is null ? StopDecision.GoOn : stop.SaveCheckpoint ? StopDecision.SaveAndStop : StopDecision.Stop;
+        return (StopDecision)HostValues.FromFirst(rank.Parallel.World, rank.Device, (long)own);
+    }
+
+    private enum StopDecision
+    {
+        GoOn,
+        Stop,
+        SaveAndStop,
     }
 }
 

@@ -37,11 +37,11 @@ public sealed class StateSliceTests
         using var scope = NewDisposeScope();
         using var parameter = FusedQkv(zeros(8, 3));
         using var duplicate = new Parameter("tied", zeros(2), [TensorBlock.Whole("embed", 2)], new ParameterTraits { Decays = true, IsSharedDuplicate = true });
-        var adam = StateSlice.OfOptimizer([new(parameter, new FlatRange(10, 20), zeros(10), zeros(10), zeros(10)), new(duplicate, new FlatRange(0, 2), zeros(2), zeros(2), zeros(2))]);
+        var adam = StateSlice.OfOptimizer([new(parameter, new FlatRange(10, 20), zeros(10), zeros(10), zeros(10)), new(duplicate, new FlatRange(0, 2), zeros(2), zeros(2), zeros(2))], withDuplicates: false);
         Assert.Equal(9, adam.Count);
         Assert.Equal([StateKind.Master, StateKind.ExpAvg, StateKind.ExpAvgSq], adam.Select(slice => slice.Kind).Distinct());
         Assert.Equal(30 * sizeof(float), CheckpointWriter.StateBytes(adam));
-        var sgd = StateSlice.OfOptimizer([new(parameter, new FlatRange(0, 24), zeros(24), zeros(24), null)]);
+        var sgd = StateSlice.OfOptimizer([new(parameter, new FlatRange(0, 24), zeros(24), zeros(24), null)], withDuplicates: false);
         Assert.Equal([StateKind.Master, StateKind.Momentum], sgd.Select(slice => slice.Kind).Distinct());
         Assert.Equal(["q", "k", "v"], WeightBlock.OfParameters([parameter, duplicate]).Select(weight => weight.Block.Name));
     }
@@ -64,7 +64,7 @@ public sealed class StateSliceTests
             {
                 ModelPlan = plan,
                 Weights = WeightBlock.OfParameters([parameter]),
-                State = StateSlice.OfOptimizer([new(parameter, new FlatRange(0, 24), parameter.Data.view(-1), zeros(24), zeros(24))]),
+                State = StateSlice.OfOptimizer([new(parameter, new FlatRange(0, 24), parameter.Data.view(-1), zeros(24), zeros(24))], withDuplicates: false),
                 SideFiles = rank == 0 ? new HfSideFiles { Config = "{}"u8.ToArray() } : null,
             });
         }).ToList();

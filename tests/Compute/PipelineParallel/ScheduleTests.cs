@@ -6,6 +6,9 @@ namespace Megatron.Compute.Tests.PipelineParallel;
 /// <summary>Schedules judged without tensors.</summary>
 public sealed class ScheduleTests
 {
+    /// <summary>The backward as one piece, as the papers draw it.</summary>
+    private static readonly PipelineCosts WholeBackward = new(1, 2, 0);
+
     [Fact]
     public void NoPipelining_AnyNumber_IsValidAndSavesOne()
     {
@@ -56,6 +59,79 @@ public sealed class ScheduleTests
                     Assert.Empty(report.Problems);
                     Assert.All(report.PeakSavedActivations, peak => Assert.Equal(0, peak));
                 }
+    }
+
+    [Fact]
+    public void AllForwardAllBackward_EveryShape_IsValidAndSavesEverything()
+    {
+        for (var numStages = 2; numStages <= 16; numStages++)
+            foreach (var numMicroBatches in (int[])[1, 3, 8, 64])
+            {
+                var stages = Enumerable.Range(0, numStages).Select(stage => AllForwardAllBackward.Build(numStages, stage, numMicroBatches)).ToArray();
+                var report = ScheduleValidator.Check(stages, new PipelineShape(numStages, 1), numMicroBatches, isForwardOnly: false);
+                Assert.Empty(report.Problems);
+                Assert.All(report.PeakSavedActivations, peak => Assert.Equal(numMicroBatches, peak));
+            }
+    }
+
+    [Fact]
+    public void Interleaved_EveryShape_IsValidSavesTheTheoreticalCountAndIdlesAsThePaperSays()
+    {
+        foreach (var numStages in (int[])[2, 3, 4, 5, 8, 16])
+            for (var numChunks = 2; numChunks <= 4; numChunks++)
+                foreach (var groups in (int[])[1, 2, 4, 64 / numStages])
+                {
+                    var (shape, numMicroBatches) = (new PipelineShape(numStages, numChunks), groups * numStages);
+                    var stages = InterleavedOneForwardOneBackward.Build(shape, numMicroBatches);
+                    var report = ScheduleValidator.Check(stages, shape, numMicroBatches, isForwardOnly: false);
+                    Assert.Empty(report.Problems);
+                    Assert.Equal(
+                        Enumerable.Range(0, numStages).Select(stage => Math.Min(2 * (numStages - stage - 1) + (numChunks - 1) * numStages + 1, numMicroBatches * numChunks)),
+                        report.PeakSavedActivations);
+                    // arXiv 2104.04473, section 2.2.2: the bubble is (p − 1)/v of a micro-batch's forward and backward; less the weight
+                    // halves, since gradients are sent before them.
+                    Assert.Equal(3 * (numMicroBatches * numChunks + numStages - 1), PipelineTimeline.Of(stages, shape, WholeBackward).Length);
+                    Assert.Equal(3 * numMicroBatches * numChunks + 2 * (numStages - 1), PipelineTimeline.Of(stages, shape, PipelineCosts.Equal).Length);
+                }
+    }
+
+    [Fact]
+    public void ZeroBubble_EveryShape_IsValidSavesTheTheoreticalCountAndIdlesAsThePaperSays()
+    {
+        for (var numStages = 1; numStages <= 16; numStages++)
+            foreach (var numMicroBatches in (int[])[1, 2, 3, 7, 8, 16, 64])
+            {
+                var stages = ZeroBubble.Build(numStages, numMicroBatches);
+                var shape = new PipelineShape(numStages, 1);
+                var report = ScheduleValidator.Check(stages, shape, numMicroBatches, isForwardOnly: false);
+                Assert.Empty(report.Problems);
+                Assert.All(report.PeakSavedActivations, peak => Assert.Equal(Math.Min(numStages, numMicroBatches), peak));
+                // arXiv 2401.10241, table 2: (p − 1)(T_F + T_B − T_W), here p − 1; 1F1B idles (p − 1)(T_F + T_B) when it sends gradients early.
+                if (numMicroBatches < numStages) continue;
+                Assert.Equal(3 * numMicroBatches + numStages - 1, PipelineTimeline.Of(stages, shape, PipelineCosts.Equal).Length);
+                Assert.Equal(3 * numMicroBatches + 2 * (numStages - 1), PipelineTimeline.Of(Build1F1B(numStages, numMicroBatches), shape, PipelineCosts.Equal).Length);
+            }
+    }
+
+    [Fact]
+    public void BubbleFraction_OneForwardOneBackward_IsTheFormula()
+    {
+        var timeline = PipelineTimeline.Of(Build1F1B(4, 8), new PipelineShape(4, 1), WholeBackward);
+        Assert.Equal(3.0 / 11, timeline.BubbleFraction, 12);
+    }
+
+    [Fact]
+    public void Build_EveryKind_ChoosesItsBuilder()
+    {
+        var (flat, chunked) = (new PipelineShape(4, 1), new PipelineShape(4, 2));
+        Assert.Equal(NoPipelining.Build(3), PipelineSchedules.Build(PipelineScheduleKind.ZeroBubble, new PipelineShape(1, 1), 0, 3));
+        Assert.Equal(OneForwardOneBackward.Build(4, 1, 8), PipelineSchedules.Build(PipelineScheduleKind.Auto, flat, 1, 8));
+        Assert.Equal(OneForwardOneBackward.Build(4, 1, 8), PipelineSchedules.Build(PipelineScheduleKind.OneForwardOneBackward, flat, 1, 8));
+        Assert.Equal(AllForwardAllBackward.Build(4, 1, 8), PipelineSchedules.Build(PipelineScheduleKind.GPipe, flat, 1, 8));
+        Assert.Equal(ZeroBubble.Build(4, 8)[1], PipelineSchedules.Build(PipelineScheduleKind.ZeroBubble, flat, 1, 8));
+        Assert.Equal(InterleavedOneForwardOneBackward.Build(chunked, 8)[1], PipelineSchedules.Build(PipelineScheduleKind.Auto, chunked, 1, 8));
+        Assert.Throws<ArgumentException>(() => PipelineSchedules.Build(PipelineScheduleKind.ZeroBubble, chunked, 1, 8));
+        Assert.Throws<ArgumentException>(() => PipelineSchedules.Build(PipelineScheduleKind.Interleaved, chunked, 1, 6));
     }
 
     [Fact]

@@ -136,5 +136,6 @@ public sealed class RankWorkerTests
     {
         public void Run(RankLink link) => run(link);
         public void Abort(string reason) => abort?.Invoke(reason);
+        public void Dispose() { }
     }
 }

@@ -13,6 +13,7 @@ public sealed class TrainCommand(CommandConsole console) : IVerbCommand
     /// <inheritdoc/>
     public async Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
     {
+        options.Environment.RequireOneNode();
         var worldSize = options.Environment.WorldSize;
         var run = RunPreparation.Prepare(options.Config, options.Given, options.Verb == "pt", worldSize, TimeProvider.System);
         foreach (var notice in run.Notices) console.Out.WriteLine(notice);

@@ -12,10 +12,11 @@ public sealed class VerifyCommand(CommandConsole console) : IVerbCommand
     /// <inheritdoc/>
     public Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
     {
-        using var verifier = new GoldenVerifier(options.Config, options.Environment.WorldSize, new LibTorchOptions { Folder = options.Environment.LibTorch });
-        var checks = verifier.Run();
+        options.Environment.RequireOneNode();
+        var worldSize = options.Environment.WorldSize;
+        var environment = RankEnvironment.InProcess(new LibTorchOptions { Folder = options.Environment.LibTorch }, TimeProvider.System, worldSize);
+        var checks = GoldenRun.Run(options.Config, worldSize, environment);
         Print(checks);
-        if (options.Config.Dump is { } dump) verifier.WriteDump(dump);
         return Task.FromResult(checks.All(check => check.IsPassed) ? ExitCode.Ok : ExitCode.Failed);
     }
 
