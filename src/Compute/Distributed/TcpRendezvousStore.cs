@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Net;
 using System.Net.Sockets;
 
 namespace Megatron.Compute.Distributed;
@@ -17,6 +18,9 @@ public sealed class TcpRendezvousStore : IRendezvousStore, IDisposable
     private readonly NetworkStream stream;
     private string? lost;
 
+    /// <summary>This machine's address on the way to the server: where ranks of the same network reach it.</summary>
+    public IPAddress LocalAddress { get; }
+
     /// <param name="host">Name or IPv4/IPv6 address.</param>
     /// <param name="connectTimeout">How long to try: the server may start later than its ranks.</param>
     /// <param name="requestTimeout">How long one answer may take before the server counts as lost.</param>
@@ -29,6 +33,8 @@ public sealed class TcpRendezvousStore : IRendezvousStore, IDisposable
         client.NoDelay = true;
         client.ReceiveTimeout = client.SendTimeout = (int)(requestTimeout + RendezvousProtocol.MaxServerWait).TotalMilliseconds;
         stream = client.GetStream();
+        var address = (client.Client.LocalEndPoint as IPEndPoint)?.Address ?? throw new InvalidOperationException("A connected socket has an address.");
+        LocalAddress = address.IsIPv4MappedToIPv6 ? address.MapToIPv4() : address;
     }
 
     /// <inheritdoc/>

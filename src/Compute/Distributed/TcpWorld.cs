@@ -32,6 +32,10 @@ public sealed record TcpWorldOptions
 /// </summary>
 public sealed class TcpWorld : IProcessGroupFactory, IDisposable
 {
+    /// <summary>Ranks join after they have prepared their data; the default of <c>--distributed_timeout_minutes</c> is 208 days.</summary>
+    private static readonly TimeSpan LongestJoin = TimeSpan.FromMinutes(30);
+
+    private static readonly TimeSpan StoreRequestTimeout = TimeSpan.FromSeconds(30);
     private static readonly TcpChannel[] channels = Enum.GetValues<TcpChannel>();
 
     private readonly Lock gate = new();
@@ -41,6 +45,7 @@ public sealed class TcpWorld : IProcessGroupFactory, IDisposable
     private readonly TcpAcceptor acceptor;
     private readonly List<TcpProcessGroup> groups = [];
     private readonly CancellationTokenSource ending = new();
+    private TcpRendezvousStore? ownStore;
     private string? abortReason;
 
     /// <summary>Where this rank listens.</summary>
@@ -62,6 +67,33 @@ public sealed class TcpWorld : IProcessGroupFactory, IDisposable
         catch
         {
             acceptor.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Joins an attempt by its rendezvous server, listening where this machine meets the server's network.</summary>
+    /// <param name="endPoint"><c>tcp://host:port</c>, perhaps with a path, which is not looked at.</param>
+    /// <param name="attempt">See <see cref="TcpWorldOptions.Attempt"/>.</param>
+    /// <param name="timeout">How long each operation may take; also the server and the opening of a group, but these at most half an hour.</param>
+    /// <exception cref="RankFaultException">There is no server, or another process has this rank.</exception>
+    /// <exception cref="OperationCanceledException">The caller gave up.</exception>
+    public static TcpWorld Join(string endPoint, string attempt, int rank, TimeSpan timeout, CancellationToken cancellation)
+    {
+        if (!Uri.TryCreate(endPoint, UriKind.Absolute, out var uri) || uri.Scheme != "tcp" || uri.Port <= 0 || uri.Host.Length == 0)
+            throw new ArgumentException($"The rendezvous endpoint is {endPoint}; it must be tcp://host:port.", nameof(endPoint));
+        var joinTimeout = timeout < LongestJoin ? timeout : LongestJoin;
+        var store = new TcpRendezvousStore(uri.IdnHost, uri.Port, joinTimeout, StoreRequestTimeout, cancellation);
+        try
+        {
+            return new TcpWorld(store, new TcpWorldOptions
+            {
+                Attempt = attempt, Rank = rank, Address = store.LocalAddress, Timeout = timeout, JoinTimeout = joinTimeout,
+            })
+            { ownStore = store };
+        }
+        catch
+        {
+            store.Dispose();
             throw;
         }
     }
@@ -117,6 +149,7 @@ public sealed class TcpWorld : IProcessGroupFactory, IDisposable
         lock (gate) abortReason ??= "the rank has ended";
         ending.Cancel();
         acceptor.Dispose();
+        ownStore?.Dispose();
     }
 
     private static string KeyOf(int rank) => FormattableString.Invariant($"{rank}");

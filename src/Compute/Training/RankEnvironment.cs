@@ -1,3 +1,4 @@
+using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Native;
 using TorchSharp;
@@ -19,16 +20,19 @@ public sealed record RankEnvironment
     /// <summary>Makes the process groups of an attempt; called once per rank.</summary>
     public required Func<StartRank, IProcessGroupFactory> ProcessGroups { get; init; }
 
-    /// <summary>The environment of ranks that are threads of one process.</summary>
+    /// <summary>
+    /// The environment of ranks that are threads of one process, or of several: <see cref="StartRank.RendezvousEndpoint"/> says which.
+    /// </summary>
+    /// <param name="ranks">Ranks that this process hosts.</param>
     public static RankEnvironment InProcess(LibTorchOptions libTorch, TimeProvider time, int ranks)
     {
-        var worlds = new LoopbackWorlds();
+        var (threads, processes) = (new LoopbackWorlds(), new TcpWorlds());
         return new RankEnvironment
         {
             LibTorch = libTorch,
             Time = time,
             ThreadsPerRank = Math.Max(1, Environment.ProcessorCount / ranks),
-            ProcessGroups = worlds.Of,
+            ProcessGroups = start => start.RendezvousEndpoint.StartsWith("tcp://", StringComparison.Ordinal) ? processes.Of(start) : threads.Of(start),
         };
     }
 
@@ -56,6 +60,26 @@ public sealed record RankEnvironment
                 newest = (start.Attempt, world);
                 return world;
             }
+        }
+    }
+
+    /// <summary>One TCP world for each rank of this process and attempt; that of an older attempt is closed when the next one starts.</summary>
+    private sealed class TcpWorlds
+    {
+        private readonly Lock gate = new();
+        private readonly Dictionary<(string JobId, int Rank), TcpWorld> newest = [];
+
+        public IProcessGroupFactory Of(StartRank start)
+        {
+            var timeout = TimeSpan.FromMinutes(TrainingConfig.FromJson(start.ConfigJson).DistributedTimeoutMinutes);
+            var key = (start.Attempt.JobId, start.Rank);
+            TcpWorld? old;
+            lock (gate) newest.Remove(key, out old);
+            old?.Dispose();
+            var world = TcpWorld.Join(
+                start.RendezvousEndpoint, FormattableString.Invariant($"{start.Attempt.JobId}/{start.Attempt.Attempt}"), start.Rank, timeout, CancellationToken.None);
+            lock (gate) newest[key] = world;
+            return world;
         }
     }
 }

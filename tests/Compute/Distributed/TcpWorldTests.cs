@@ -160,14 +160,39 @@ public sealed class TcpWorldTests
         var store = new InProcessRendezvousStore();
         using var first = Open(store, "job/1", 0);
         using var second = Open(store, "job/1", 1);
+        using var joined = new ManualResetEventSlim();
         RankThreads.Run(2, rank =>
         {
             using var group = (rank == 0 ? first : second).Create("tp", rank, [0, 1]);
             group.Barrier();
-            if (rank == 1) second.Abort("the node drains");
-            else Assert.Contains("the node drains", Assert.Throws<RankFaultException>(group.Barrier).Message);
+            if (rank == 0)
+            {
+                joined.Set(); // before it, the abort could still end the first barrier
+                Assert.Contains("the node drains", Assert.Throws<RankFaultException>(group.Barrier).Message);
+                return;
+            }
+            joined.Wait(Patience);
+            second.Abort("the node drains");
         });
     }
+
+    [Fact]
+    public void Join_ByTheServersEndPoint_MeetsThePeers()
+    {
+        using var server = new TcpRendezvousServer(new IPEndPoint(IPAddress.Loopback, 0), 8);
+        using var first = TcpWorld.Join($"tcp://127.0.0.1:{server.EndPoint.Port}", "job/3", 0, Patience, default);
+        using var second = TcpWorld.Join($"tcp://localhost:{server.EndPoint.Port}/3", "job/3", 1, Patience, default);
+        Assert.Equal(IPAddress.Loopback, first.EndPoint.Address);
+        AllReduceWorks(first, second);
+    }
+
+    [Theory]
+    [InlineData("local:job")]
+    [InlineData("tcp://")]
+    [InlineData("tcp://somewhere")]
+    [InlineData("http://somewhere:1")]
+    public void Join_NoTcpEndPoint_IsRefused(string endPoint) =>
+        Assert.Contains("tcp://host:port", Assert.Throws<ArgumentException>(() => TcpWorld.Join(endPoint, "job/1", 0, Patience, default)).Message);
 
     private static TcpWorld Open(IRendezvousStore store, string attempt, int rank, TimeSpan? patience = null) => new(store, new TcpWorldOptions
     {
