@@ -54,7 +54,7 @@ public sealed class GoldenVerifier : IDisposable
     /// <exception cref="ConfigException">The folder or the layout cannot be used.</exception>
     public static TrainingConfig Resolve(TrainingConfig config, int worldSize)
     {
-        using var golden = GoldenFile.Open(config.Golden ?? throw new ConfigException("GOLD002", "verify compares with a golden folder; give --golden DIR."));
+        using var golden = GoldenFile.Open(config.Golden ?? throw new ConfigException("CFG008", "--golden is missing; give the folder that holds golden.json."));
         var resolved = OptionCatalog.With(config with { TorchDtype = config.TorchDtype ?? "float32" }, golden.Hyperparameters
             .Where(pair => OptionCatalog.Find(pair.Key, trainingVerb: true) is not null)
             .ToDictionary(pair => pair.Key, pair => Convert(pair.Key, pair.Value)));

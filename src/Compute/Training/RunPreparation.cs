@@ -34,8 +34,7 @@ public static class RunPreparation
         if (config.Resume) config = WithNewestCheckpointOfSave(config, time);
         var fill = ArgsChain.Fill(config, given);
         config = fill.Config;
-        var missing = ConfigValidator.MissingForTraining(config);
-        if (missing.Count > 0) throw new ConfigException(missing);
+        ThrowIfHopeless(config, worldSize);
 
         var folder = ModelFolder.Find(config);
         var hf = HfConfigReader.ReadFolder(folder);
@@ -73,6 +72,18 @@ public static class RunPreparation
             EvalInterval = config.EvalInterval ?? config.SaveInterval,
             Load = config.Load is null ? null : Path.GetFullPath(config.Load),
         };
+    }
+
+    /// <summary>All mistakes that show without the model folder, at once.</summary>
+    private static void ThrowIfHopeless(TrainingConfig config, int worldSize)
+    {
+        ConfigError[] errors =
+        [
+            .. ConfigValidator.MissingForTraining(config),
+            .. ConfigValidator.Validate(config, model: null, worldSize),
+            .. UnsupportedValues.Check(config, model: null),
+        ];
+        if (errors.Length > 0) throw new ConfigException(errors);
     }
 
     private static string DefaultSave(string modelFolder) => Path.Combine("megatron_output", Path.GetFileName(modelFolder.TrimEnd('/')));
