@@ -1,4 +1,5 @@
 using Megatron.Compute.Ops;
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.TensorParallel;
@@ -55,7 +56,9 @@ public sealed class VocabParallelEmbedding
             (rows_T, var foreign_T) = LocalRows(rows_T);
             gradOutput_TH = gradOutput_TH.masked_fill(foreign_T.unsqueeze(1), 0);
         }
-        Weight.MainGrad.index_add_(0, rows_T, gradOutput_TH, 1);
+        // On a GPU index_add_ adds with atomics, in any order; index_put_ sorts the tokens first, so each row has one order of additions.
+        if (gradOutput_TH.device_type == DeviceType.CUDA) Weight.MainGrad.index_put_(gradOutput_TH, [rows_T], true);
+        else Weight.MainGrad.index_add_(0, rows_T, gradOutput_TH, 1);
     }
 
     private (Tensor Rows, Tensor Foreign) LocalRows(Tensor tokenIds_T) => LocalVocabulary.Map(tokenIds_T, firstRow, numRows);

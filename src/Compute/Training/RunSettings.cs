@@ -8,6 +8,7 @@ using Megatron.Compute.Optimizers;
 using Megatron.Compute.PipelineParallel;
 using Megatron.Compute.Tokenization;
 using Megatron.Compute.Transformer;
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;
@@ -117,6 +118,8 @@ public static class RunSettings
         {
             Backend = config.AttentionBackend switch
             {
+                // The fused backward kernels of a GPU add with atomics.
+                "auto" when config.DeterministicMode && device.type == DeviceType.CUDA => AttentionBackend.Unfused,
                 "flash" => AttentionBackend.Flash,
                 "fused" => AttentionBackend.Fused,
                 "unfused" => AttentionBackend.Unfused,

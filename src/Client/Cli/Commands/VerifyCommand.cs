@@ -14,7 +14,9 @@ public sealed class VerifyCommand(CommandConsole console) : IVerbCommand
     {
         options.Environment.RequireOneNode();
         var worldSize = options.Environment.WorldSize;
-        var environment = RankEnvironment.InProcess(new LibTorchOptions { Folder = options.Environment.LibTorch }, TimeProvider.System, worldSize);
+        var libTorch = new LibTorchOptions { Folder = options.Environment.LibTorch };
+        LibTorch.Load(libTorch);
+        var environment = RankEnvironment.InProcess(libTorch, TimeProvider.System, worldSize);
         var checks = GoldenRun.Run(options.Config, worldSize, environment);
         Print(checks);
         return Task.FromResult(checks.All(check => check.IsPassed) ? ExitCode.Ok : ExitCode.Failed);

@@ -1,0 +1,84 @@
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Data;
+using Megatron.Compute.Distributed;
+using Megatron.Compute.Models;
+using Megatron.Compute.Native;
+using Megatron.Compute.Training;
+using Megatron.Testing;
+
+namespace Megatron.Compute.Tests.Gpu;
+
+/// <summary>Whole training steps on a GPU: memory, determinism, loss.</summary>
+[Trait("Category", "gpu"), Collection("benchmarks")] // alone: memory is that of the whole GPU
+public sealed class TrainingTests(ITestOutputHelper output)
+{
+    private const int Rows = 8, Length = 96;
+
+    private static readonly ModelConfig Model = TestModels.Config with
+    {
+        HiddenSize = 256, FfnHiddenSize = 512, NumAttentionHeads = 4, NumQueryGroups = 2, KvChannels = 64, VocabSize = 1000, MaxPositionEmbeddings = 256, QkLayerNorm = true,
+    };
+
+    [Fact]
+    public void Train_500Steps_GpuMemoryDoesNotGrow()
+    {
+        Assert.SkipWhen(Megatron.Testing.Gpu.IsMissing, Megatron.Testing.Gpu.WhyNot ?? "");
+        long afterWarmup = 0, atTheEnd = 0;
+        Train(new TrainingConfig { TorchDtype = "bfloat16", MicroBatchSize = 4 }, 505, step =>
+        {
+            if (step == 5) afterWarmup = CudaDevices.UsedBytes();
+            if (step == 505) atTheEnd = CudaDevices.UsedBytes();
+        });
+        output.WriteLine($"GPU memory after step 5: {afterWarmup >> 20} MiB, after step 505: {atTheEnd >> 20} MiB");
+        Assert.True(atTheEnd - afterWarmup <= 0, $"grew by {atTheEnd - afterWarmup} bytes");
+    }
+
+    [Theory, InlineData("bfloat16"), InlineData("float32")]
+    public void Train_DeterministicMode_50StepsTwice_SameBits(string dtype)
+    {
+        Assert.SkipWhen(Megatron.Testing.Gpu.IsMissing, Megatron.Testing.Gpu.WhyNot ?? "");
+        var config = new TrainingConfig { TorchDtype = dtype, MicroBatchSize = 2, DeterministicMode = true };
+        var first = Train(config, 50, _ => { });
+        var second = Train(config, 50, _ => { });
+        Assert.Equal(first, second);
+        Assert.True(first[^1] < first[0] - 0.5, $"the loss did not fall: {first[0]} to {first[^1]}");
+    }
+
+    [Fact]
+    public void Train_Fp16WithLossScale_LossFalls()
+    {
+        Assert.SkipWhen(Megatron.Testing.Gpu.IsMissing, Megatron.Testing.Gpu.WhyNot ?? "");
+        var losses = Train(new TrainingConfig { TorchDtype = "float16", MicroBatchSize = 4, InitialLossScale = 65536 }, 60, _ => { });
+        Assert.True(losses[^1] < losses[0] - 0.5, $"the loss did not fall: {losses[0]} to {losses[^1]}");
+    }
+
+    private static double[] Train(TrainingConfig config, int steps, Action<int> afterStep)
+    {
+        using var parallel = ParallelState.SingleRank();
+        using var model = new ModelChunks(Model, RunSettings.Model(config, Megatron.Testing.Gpu.Device), parallel, [StageLayout.Whole(Model)]);
+        ModelInitializer.Initialize(model.Parameters, Model, seed: 3);
+        using var trainer = new Trainer(model, parallel, Megatron.Testing.Gpu.Device, RunSettings.Trainer(config));
+        trainer.Optimizer.CopyModelToMasters();
+        var source = Source(config.MicroBatchSize);
+        var losses = new double[steps];
+        for (var step = 1; step <= steps; step++)
+        {
+            losses[step - 1] = trainer.TrainStep(source.Get(step - 1), 1e-3).Loss;
+            afterStep(step);
+        }
+        return losses;
+    }
+
+    /// <summary>Rows that count upwards from a random start: learnable in a few steps.</summary>
+    private static PlannedBatchSource Source(int microBatchSize)
+    {
+        var random = new Random(5);
+        var ids = new long[4 * Rows * Length];
+        for (var row = 0; row < ids.Length / Length; row++)
+        {
+            var start = random.Next(Model.VocabSize);
+            for (var i = 0; i < Length; i++) ids[row * Length + i] = (start + i) % Model.VocabSize;
+        }
+        return ArrayBatchSource.Create(ids, ids, Rows, Length, BatchLayout.SingleRankUnpadded(microBatchSize));
+    }
+}
