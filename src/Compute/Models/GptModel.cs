@@ -66,7 +66,7 @@ public sealed class GptModel : IDisposable
         {
             finalNorm = new RmsNormLayer(
                 context.CreateReplicatedVector(HfTensorNames.FinalNorm, config.HiddenSize, isPartial: region.IsActive), config.NormEpsilon);
-            head = new OutputHead(CreateHeadWeight(context), region, options.HeadChunkTokens, options.HeadKeepBytes);
+            head = new OutputHead(CreateHeadWeight(context), region, options.HeadChunkTokens);
         }
         Parameters = CollectParameters();
         TiedWeight = config.TieWordEmbeddings ? embedding?.Weight ?? head?.Weight : null;
@@ -109,7 +109,6 @@ public sealed class GptModel : IDisposable
     /// <summary>Adds the micro-batch's weight gradients to the main gradients and empties <paramref name="saved"/>.</summary>
     public void BackwardWeight(Saved saved)
     {
-        head?.BackwardWeight(saved.Child(Head));
         finalNorm?.BackwardWeight(saved.Child(FinalNorm));
         layers.BackwardWeight(saved.Child(Layers));
         embedding?.BackwardWeight(saved.Child(Embedding));

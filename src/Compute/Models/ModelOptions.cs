@@ -26,9 +26,6 @@ public sealed record ModelOptions
 
     /// <summary>Tokens whose logits exist at a time in the head.</summary>
     public int HeadChunkTokens { get; init; } = 2048;
-
-    /// <summary>Largest gradient of the logits, in bytes, that the head keeps from forward to backward instead of computing it again.</summary>
-    public long HeadKeepBytes { get; init; } = 4L << 30;
 }
 
 /// <summary>What one model chunk of a pipeline rank owns.</summary>

@@ -4,46 +4,47 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.TensorParallel;
 
 /// <summary>
-/// The vocabulary projection and the loss, computed in chunks of tokens so that fp32 logits of one chunk exist at a time. The gradient
-/// takes the place of the logits. If the gradients of all chunks fit into the budget they are kept in the model dtype from Forward on
-/// and both backward halves are plain products; otherwise the logits are computed again in the backward, chunk by chunk, and both halves
-/// happen in <see cref="BackwardInput"/>.
+/// The vocabulary projection and the loss, in chunks of tokens, so that the logits of one chunk exist at a time. In training, Forward turns the
+/// logits of a chunk into their gradient in place and that at once into the chunk's share of the hidden gradient and of the weight gradient:
+/// the loss factor is known beforehand (DESIGN D8), so nothing is computed twice and no [T, V] tensor ever exists.
 /// </summary>
 /// <remarks>Shape letters: T tokens, t tokens outside the region, C tokens of a chunk, v = V / tp vocabulary of this rank, H hidden.</remarks>
 public sealed class OutputHead
 {
-    private const int Hidden = 0;      // [T, H], gathered
-    private const int LogitGrads = 0;  // child: one slot per chunk
+    private const int GradHidden = 0; // [T, H]
 
     private readonly SequenceParallelRegion region;
     private readonly int chunkTokens;
-    private readonly long keepBytes;
 
     /// <summary>This rank's rows [v, H]; the embedding's when they are tied.</summary>
     public Parameter Weight { get; }
 
     /// <param name="chunkTokens">Tokens per chunk.</param>
-    /// <param name="keepBytes">Largest [T, v] gradient that is kept from forward to backward.</param>
-    public OutputHead(Parameter weight_vH, SequenceParallelRegion region, int chunkTokens, long keepBytes) =>
-        (Weight, this.region, this.chunkTokens, this.keepBytes) = (weight_vH, region, chunkTokens, keepBytes);
+    public OutputHead(Parameter weight_vH, SequenceParallelRegion region, int chunkTokens) => (Weight, this.region, this.chunkTokens) = (weight_vH, region, chunkTokens);
 
-    /// <summary>Σ weight · cross-entropy of the micro-batch, unscaled; the loss factor of the context is in the gradient only.</summary>
-    /// <param name="hidden_tH">[t, H]; kept in training.</param>
+    /// <summary>
+    /// Σ weight · cross-entropy of the micro-batch, unscaled; the loss factor of the context is in the gradients only. In training this also adds
+    /// the weight gradient, so the accumulator of the micro-batch must be selected before.
+    /// </summary>
+    /// <param name="hidden_tH">[t, H].</param>
     /// <returns>fp32 scalar (fp64 for an fp64 model), the same on every rank of the group.</returns>
     public Tensor Forward(Tensor hidden_tH, Saved saved)
     {
         using var scope = NewDisposeScope();
         var hidden_TH = region.Gather(hidden_tH);
-        var keepsGradients = saved.Context.IsTraining && hidden_TH.shape[0] * Weight.Shape[0] * hidden_TH.element_size() <= keepBytes;
+        var isTraining = saved.Context.IsTraining;
+        var gradHidden_TH = isTraining ? empty_like(hidden_TH) : null;
         var total = zeros([], AccumulationDtype(hidden_TH), hidden_TH.device);
-        for (var (start, index) = (0, 0); start < hidden_TH.shape[0]; start += chunkTokens, index++)
+        for (var start = 0; start < hidden_TH.shape[0]; start += chunkTokens)
         {
             using var chunkScope = NewDisposeScope();
-            var (loss, gradient) = Chunk(hidden_TH, start, saved.Context, keepsGradients);
+            var (loss, gradLogits_Cv) = Chunk(hidden_TH, start, saved.Context, isTraining);
             total.add_(loss);
-            if (keepsGradients) saved.Child(LogitGrads).Keep(index, gradient);
+            if (gradHidden_TH is null) continue;
+            Rows(gradHidden_TH, start).copy_(gradLogits_Cv.mm(Weight.Data));
+            WeightGradient.Accumulate(Weight, gradLogits_Cv, Rows(hidden_TH, start));
         }
-        if (saved.Context.IsTraining) saved.Keep(Hidden, hidden_TH);
+        if (gradHidden_TH is not null) saved.Keep(GradHidden, gradHidden_TH);
         return total.MoveToOuterDisposeScope();
     }
 
@@ -51,34 +52,7 @@ public sealed class OutputHead
     public Tensor BackwardInput(Saved saved)
     {
         using var scope = NewDisposeScope();
-        var hidden_TH = saved.Peek(Hidden);
-        var isKept = saved.Child(LogitGrads).Has(0);
-        if (isKept && hidden_TH.shape[0] <= chunkTokens)
-            return region.Reduce(saved.Child(LogitGrads).Peek(0).mm(Weight.Data)).MoveToOuterDisposeScope();
-
-        var gradHidden_TH = empty_like(hidden_TH);
-        for (var (start, index) = (0, 0); start < hidden_TH.shape[0]; start += chunkTokens, index++)
-        {
-            using var chunkScope = NewDisposeScope();
-            var gradLogits_Cv = isKept ? saved.Child(LogitGrads).Peek(index) : Chunk(hidden_TH, start, saved.Context, wantsGradient: true).Gradient;
-            Rows(gradHidden_TH, start).copy_(gradLogits_Cv.mm(Weight.Data));
-            if (!isKept) WeightGradient.Accumulate(Weight, gradLogits_Cv, Rows(hidden_TH, start));
-        }
-        if (!isKept) saved.Release(Hidden);
-        return region.Reduce(gradHidden_TH).MoveToOuterDisposeScope();
-    }
-
-    /// <summary>Adds the weight gradient, unless <see cref="BackwardInput"/> had to do it.</summary>
-    public void BackwardWeight(Saved saved)
-    {
-        if (!saved.Has(Hidden)) return;
-        using var scope = NewDisposeScope();
-        var hidden_TH = saved.Take(Hidden);
-        for (var (start, index) = (0, 0); start < hidden_TH.shape[0]; start += chunkTokens, index++)
-        {
-            using var chunkScope = NewDisposeScope();
-            WeightGradient.Accumulate(Weight, saved.Child(LogitGrads).Take(index), Rows(hidden_TH, start));
-        }
+        return region.Reduce(saved.Take(GradHidden)).MoveToOuterDisposeScope();
     }
 
     /// <summary>All logits, [T, V] in the model dtype, on every rank: for inference and verification.</summary>

@@ -12,17 +12,17 @@ namespace Megatron.Compute.Training;
 public sealed class GptPipelineStage : IPipelineStage, IDisposable
 {
     private readonly IReadOnlyList<GptModel> chunks;
-    private readonly Action<int> beforeBackward;
+    private readonly Action<int> selectAccumulator;
     private readonly Tensor lossSum;
     private readonly Stack<Saved> free = [];
     private readonly Dictionary<(int MicroBatch, int Chunk), Saved> inFlight = [];
     private IReadOnlyList<ForwardContext> contexts = [];
 
     /// <param name="chunks">Model chunks of this rank.</param>
-    /// <param name="beforeBackward">Called with the index of the micro-batch before either half of its backward, both of which may add weight gradients: chooses the accumulator.</param>
-    public GptPipelineStage(IReadOnlyList<GptModel> chunks, Device device, Action<int> beforeBackward)
+    /// <param name="selectAccumulator">Called with the index of a micro-batch before its forward and each half of its backward, all of which may add weight gradients.</param>
+    public GptPipelineStage(IReadOnlyList<GptModel> chunks, Device device, Action<int> selectAccumulator)
     {
-        (this.chunks, this.beforeBackward) = (chunks, beforeBackward);
+        (this.chunks, this.selectAccumulator) = (chunks, selectAccumulator);
         lossSum = zeros([], dtype: float64, device: device).DetachFromDisposeScope();
     }
 
@@ -44,6 +44,7 @@ public sealed class GptPipelineStage : IPipelineStage, IDisposable
     {
         var saved = Rent(contexts[microBatch]);
         inFlight.Add((microBatch, chunk), saved);
+        selectAccumulator(microBatch);
         var output = chunks[chunk].ForwardStage(input, saved);
         if (chunks[chunk].Stage.HasHead) lossSum.add_(output);
         return output;
@@ -52,7 +53,7 @@ public sealed class GptPipelineStage : IPipelineStage, IDisposable
     /// <inheritdoc/>
     public Tensor? BackwardInput(int microBatch, int chunk, Tensor? gradOutput)
     {
-        beforeBackward(microBatch);
+        selectAccumulator(microBatch);
         return chunks[chunk].BackwardInput(gradOutput, inFlight[(microBatch, chunk)]);
     }
 
@@ -61,7 +62,7 @@ public sealed class GptPipelineStage : IPipelineStage, IDisposable
     {
         inFlight.Remove((microBatch, chunk), out var saved);
         if (saved is null) throw new InvalidOperationException($"BackwardWeight of micro-batch {microBatch}, chunk {chunk} without its forward.");
-        beforeBackward(microBatch);
+        selectAccumulator(microBatch);
         chunks[chunk].BackwardWeight(saved);
         free.Push(saved);
     }

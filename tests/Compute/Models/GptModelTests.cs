@@ -56,6 +56,7 @@ public sealed class GptModelTests
         using var scope = NewDisposeScope();
         var config = TestModels.Config;
         using var model = Build(config, StageLayout.Whole(config), ScalarType.Float32);
+        using var gradients = TestModels.AttachGradients(model.Parameters);
         using var training = Context(config, isTraining: true);
         using var evaluation = Context(config, isTraining: false);
         using var trainingSaved = new Saved(training);
