@@ -9,12 +9,16 @@ public static class ConsoleLines
     private const double MaxPerplexityExponent = 20;
 
     /// <summary>The line of a log interval.</summary>
-    public static string Step(DateTimeOffset time, StepSummary row) => string.Create(CultureInfo.InvariantCulture,
-        $"[{Time(time)}] iteration {row.Iteration,8}/{row.TrainIterations,8} | consumed samples: {row.ConsumedSamples,12} | " +
-        $"elapsed time per iteration (ms): {Fixed(row.ElapsedMsPerIteration, "F1")} | " +
-        $"throughput per GPU (TFLOP/s/GPU): {Fixed(row.TeraflopsPerGpu, "F1")} | learning rate: {Scientific(row.LearningRate)} | " +
-        $"global batch size: {row.GlobalBatchSize,5} | lm loss: {Scientific(row.Loss)} | {Routers(row)}loss scale: {Fixed(row.LossScale, "F1")} | " +
-        $"grad norm: {Fixed(row.GradNorm, "F3")} | number of skipped iterations: {row.NumSkipped,3} | number of nan iterations: {row.NumNan,3} |");
+    public static string Step(DateTimeOffset time, StepSummary row, bool showThroughput)
+    {
+        string throughput = showThroughput ? $"throughput per GPU (TFLOP/s/GPU): {Fixed(row.TeraflopsPerGpu, "F1")} | " : "";
+        string paramsNorm = row.ParamsNorm is { } norm ? $"params norm: {Fixed(norm, "F3")} | " : "";
+        return string.Create(CultureInfo.InvariantCulture,
+            $"[{Time(time)}] iteration {row.Iteration,8}/{row.TrainIterations,8} | consumed samples: {row.ConsumedSamples,12} | " +
+            $"elapsed time per iteration (ms): {Fixed(row.ElapsedMsPerIteration, "F1")} | {throughput}learning rate: {Scientific(row.LearningRate)} | " +
+            $"global batch size: {row.GlobalBatchSize,5} | lm loss: {Scientific(row.Loss)} | {Routers(row)}loss scale: {Fixed(row.LossScale, "F1")} | " +
+            $"grad norm: {Fixed(row.GradNorm, "F3")} | {paramsNorm}number of skipped iterations: {row.NumSkipped,3} | number of nan iterations: {row.NumNan,3} |");
+    }
 
     private static string Routers(StepSummary row) =>
         (row.LoadBalancingLoss is { } balance ? $"load_balancing_loss: {Scientific(balance)} | " : "") + (row.ZLoss is { } zLoss ? $"z_loss: {Scientific(zLoss)} | " : "");

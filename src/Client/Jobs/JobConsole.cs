@@ -1,7 +1,6 @@
 using System.Globalization;
 using Megatron.Compute.Training;
 using Megatron.Grains.Jobs;
-using Megatron.Grains.Stages;
 
 namespace Megatron.Client.Jobs;
 
@@ -19,21 +18,24 @@ public sealed class JobConsole : IJobConsole, IDisposable
     private readonly bool isTerminal;
     private readonly TimeZoneInfo zone;
     private readonly TrainingLogFile log;
+    private readonly RunLogOptions options;
     private readonly List<JobStepDone> early = [];
     private TrainingPlanned? plan;
     private StepWindow? window;
+    private TensorBoardLog? tensorBoard;
 
-    /// <param name="outputFolder">The run folder, for <c>logging.jsonl</c>.</param>
+    /// <param name="options">The run folder and what is written there.</param>
     /// <param name="isTerminal">False when the output is piped.</param>
     /// <param name="zone">Time zone of the times shown.</param>
-    public JobConsole(TextWriter output, TextWriter error, string outputFolder, bool isTerminal, TimeZoneInfo zone)
+    public JobConsole(TextWriter output, TextWriter error, RunLogOptions options, bool isTerminal, TimeZoneInfo zone)
     {
         // A signal speaks while events are shown.
         this.output = TextWriter.Synchronized(output);
         this.error = TextWriter.Synchronized(error);
         this.isTerminal = isTerminal;
         this.zone = zone;
-        log = new TrainingLogFile(outputFolder);
+        this.options = options;
+        log = new TrainingLogFile(options);
     }
 
     /// <inheritdoc/>
@@ -48,7 +50,7 @@ public sealed class JobConsole : IJobConsole, IDisposable
                 ShowPlan(planned);
                 break;
             case JobEvaluated evaluated:
-                ShowEvaluation(evaluated.Evaluation);
+                ShowEvaluation(evaluated);
                 break;
             case JobCheckpointSaved saved:
                 Say(ConsoleLines.Saved(saved.Checkpoint.Iteration, saved.Checkpoint.Folder));
@@ -75,17 +77,24 @@ public sealed class JobConsole : IJobConsole, IDisposable
     /// <inheritdoc/>
     public void SayError(string line)
     {
-        error.WriteLine(isTerminal ? Red + line + NoColour : line);
+        foreach (string sentence in line.Split('\n', StringSplitOptions.RemoveEmptyEntries))
+            error.WriteLine(isTerminal ? $"{Red}error: {sentence}{NoColour}" : "error: " + sentence);
         error.Flush();
     }
 
-    public void Dispose() => log.Dispose();
+    public void Dispose()
+    {
+        log.Dispose();
+        tensorBoard?.Dispose();
+    }
 
     // Plan and steps may come from different pipeline stages, hence in either order: steps wait for the plan. A restarted attempt plans anew.
     private void ShowPlan(JobPlanned planned)
     {
         plan = planned.Plan;
         window = new StepWindow(plan.TrainIterations, plan.LogInterval, plan.GlobalBatchSize, planned.WorldSize);
+        if (options.TensorBoard is { } points)
+            tensorBoard ??= new TensorBoardLog(points, plan.GlobalBatchSize, planned.WorldSize);
         foreach (var step in early)
             ShowStep(step);
         early.Clear();
@@ -98,17 +107,20 @@ public sealed class JobConsole : IJobConsole, IDisposable
             early.Add(done);
             return;
         }
+        tensorBoard?.Write(done.Time, done.Step);
         if (window.Add(done.Step) is { } summary)
         {
-            Say(ConsoleLines.Step(Local(done), summary));
+            Say(ConsoleLines.Step(Local(done), summary, options.Throughput));
             log.Write(summary);
         }
         if (done.Step.Iteration == plan.TrainIterations)
             Say($"[after training is done] datetime: {ConsoleLines.Time(Local(done))} ");
     }
 
-    private void ShowEvaluation(StageEvaluation evaluation)
+    private void ShowEvaluation(JobEvaluated evaluated)
     {
+        var evaluation = evaluated.Evaluation;
+        tensorBoard?.Write(evaluated.Time, evaluation);
         foreach (string line in ConsoleLines.Evaluation(evaluation))
             Say(line);
         log.Write(evaluation, plan?.TrainIterations ?? evaluation.Iteration);

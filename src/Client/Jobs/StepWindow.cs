@@ -37,6 +37,9 @@ public sealed record StepSummary
     /// <summary>Of the last step.</summary>
     public required double GradNorm { get; init; }
 
+    /// <summary>Of the last step; null unless it was asked for.</summary>
+    public required double? ParamsNorm { get; init; }
+
     public required int NumSkipped { get; init; }
 
     /// <summary>Steps whose loss was not finite.</summary>
@@ -92,6 +95,7 @@ public sealed class StepWindow
             LearningRate = last.LearningRate,
             LossScale = last.LossScale,
             GradNorm = last.GradNorm,
+            ParamsNorm = last.ParamsNorm,
             NumSkipped = steps.Count - applied.Count,
             NumNan = steps.Count(step => !double.IsFinite(step.Loss)),
         };

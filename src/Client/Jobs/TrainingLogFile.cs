@@ -13,8 +13,10 @@ public sealed class TrainingLogFile : IDisposable
     private readonly string path;
     private FileStream? file;
 
-    /// <param name="folder">The run folder; made when the first row is written, so that a refused run leaves nothing behind.</param>
-    public TrainingLogFile(string folder) => path = Path.Combine(folder, "logging.jsonl");
+    private readonly bool hasThroughput;
+
+    /// <param name="options">Names the run folder; it is made when the first row is written, so that a refused run leaves nothing behind.</param>
+    public TrainingLogFile(RunLogOptions options) => (path, hasThroughput) = (Path.Combine(options.Folder, "logging.jsonl"), options.Throughput);
 
     /// <summary>Appends the row of a log interval.</summary>
     public void Write(StepSummary row) => Append(json =>
@@ -25,7 +27,8 @@ public sealed class TrainingLogFile : IDisposable
         WriteNumber(json, "grad_norm", row.GradNorm);
         WriteNumber(json, "learning_rate", row.LearningRate);
         WriteNumber(json, "elapsed_time_per_iteration", row.ElapsedMsPerIteration);
-        WriteNumber(json, "throughput", row.TeraflopsPerGpu);
+        if (hasThroughput) WriteNumber(json, "throughput", row.TeraflopsPerGpu);
+        if (row.ParamsNorm is { } norm) WriteNumber(json, "params_norm", norm);
         WriteNumber(json, "loss_scale", row.LossScale);
         json.WriteNumber("consumed_samples", row.ConsumedSamples);
         json.WriteString("global_step/max_steps", Progress(row.Iteration, row.TrainIterations));

@@ -18,7 +18,7 @@ public static class ModelConfigOverrides
             HiddenSize = hidden,
             FfnHiddenSize = config.FfnHiddenSize ?? fromHf.FfnHiddenSize,
             NumAttentionHeads = heads,
-            NumQueryGroups = config.NumQueryGroups ?? Groups(fromHf, heads),
+            NumQueryGroups = config.NumQueryGroups ?? (config.GroupQueryAttention == false ? heads : Groups(fromHf, heads)),
             KvChannels = config.KvChannels ?? Channels(fromHf, hidden, heads),
             VocabSize = config.PaddedVocabSize ?? fromHf.VocabSize,
             MaxPositionEmbeddings = config.MaxPositionEmbeddings ?? fromHf.MaxPositionEmbeddings,

@@ -28,7 +28,8 @@ public sealed partial record TrainingConfig
         Choices = "core_attn|mlp|moe|moe_act|layernorm|mla_up_proj")]
     public IReadOnlyList<string> RecomputeModules { get; init; } = ["core_attn"];
 
-    [Option("deterministic_mode", "Same bits in each repetition: fixed order of additions, no atomics.", Training)]
+    [Option("deterministic_mode", "Same bits in each repetition: fixed order of additions, no atomics; always so on the CPU.", Training,
+        Effect = OptionEffect.SpeedOnly)]
     public bool DeterministicMode { get; init; }
 
     [Option("train_iters", "Optimizer steps of the run.",

@@ -48,14 +48,12 @@ public static class UnsupportedValues
         new("sequence_parallel_size", ["1"], "use --context_parallel_size"),
 
         // Training
-        new("tensorboard_dir", [""], "read logging.jsonl"),
         new("optimizer_cpu_offload", ["false"]),
         new("optimizer_offload_fraction", ["1"]),
         new("dataloader_type", ["cyclic", "single"]),
         new("cuda_graph", ["false"]),
 
         // Checkpoint
-        new("save_total_limit", [""]),
         new("save_safetensors", ["true"]),
         new("async_save", ["false"]),
         new("ckpt_format", ["torch_dist"], "torch and zarr files are never read or written: they can run code"),
@@ -67,7 +65,7 @@ public static class UnsupportedValues
 
         // Logging
         new("logging_level", [""]),
-        new("report_to", ["", "none"], "read logging.jsonl"),
+        new("report_to", ["", "none", "tensorboard"], "use tensorboard, whose files other trackers import"),
         new("wandb_project", [""], "read logging.jsonl"),
         new("wandb_exp_name", [""], "read logging.jsonl"),
         new("wandb_save_dir", [""], "read logging.jsonl"),
@@ -99,9 +97,6 @@ public static class UnsupportedValues
         new("lazy_tokenize", ["false"]),
         new("devices", [""]),
         new("cluster", [""]),
-        new("resume", ["false"], "give the run's folder with --load"),
-        new("dry_run", ["false"]),
-        new("output", ["text"]),
 
         // Inference and export
         new("adapters", [""]),
@@ -111,6 +106,7 @@ public static class UnsupportedValues
         new("metric", ["", "acc"]),
         new("logprobs", ["false"]),
         new("top_logprobs", [""]),
+        new("thread_count", [""], "use --max_shard_size to choose the size of the files"),
         new("test_convert_precision", ["false"]),
         new("safe_serialization", ["true"]),
         new("merge_lora", ["false"]),

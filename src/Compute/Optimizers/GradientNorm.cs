@@ -42,7 +42,7 @@ public static class GradientNorm
     }
 
     /// <summary>
-    /// Sum of squares of the given ranges of <paramref name="flat"/> (1-D fp32): fp32 inside rows, fp64 across them.
+    /// Sum of squares of the given ranges of <paramref name="flat"/> (1-D, fp32 or a 16-bit type): fp32 inside rows, fp64 across them.
     /// </summary>
     /// <returns>0-d fp64 tensor on the same device, in the caller's dispose scope; not finite when an element is not.</returns>
     public static Tensor SumOfSquares(Tensor flat, IReadOnlyList<FlatRange> ranges)
@@ -60,7 +60,7 @@ public static class GradientNorm
     }
 
     private static Tensor SquaresOfRows(Tensor rows) =>
-        rows.norm(dim: 1, keepdim: false, p: 2f).to_type(ScalarType.Float64).square().sum();
+        rows.to_type(float32).norm(dim: 1, keepdim: false, p: 2f).to_type(ScalarType.Float64).square().sum();
 
     private static void Merge(List<FlatRange> ranges, FlatRange range)
     {

@@ -175,10 +175,15 @@ public sealed class MixedPrecisionOptimizer : IDisposable
         }
     }
 
-    private double ComputeGradNorm()
+    /// <summary>Global L2 norm of the weights in the model dtype, summed over the world group; every rank calls it.</summary>
+    public double ComputeParamsNorm() => WorldNorm(weights);
+
+    private double ComputeGradNorm() => WorldNorm(gradients.Flat);
+
+    private double WorldNorm(Tensor flat)
     {
         using var scope = NewDisposeScope();
-        var squares = GradientNorm.SumOfSquares(gradients.Flat, countedRanges);
+        var squares = GradientNorm.SumOfSquares(flat, countedRanges);
         parallel.World.AllReduce(squares, ReduceOp.Sum).Wait();
         return Math.Sqrt(squares.item<double>());
     }

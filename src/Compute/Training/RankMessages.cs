@@ -65,6 +65,9 @@ public sealed record StepReport(
 
     /// <summary>z-loss of the routers, likewise.</summary>
     public double? ZLoss { get; init; }
+
+    /// <summary>Global L2 norm of the weights after the step; null unless <c>--log_params_norm</c> asks for it.</summary>
+    public double? ParamsNorm { get; init; }
 }
 
 /// <summary>

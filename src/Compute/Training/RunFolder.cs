@@ -15,12 +15,13 @@ public static class RunFolder
     /// <param name="save">The user's <c>--save</c>, relative or absolute.</param>
     /// <param name="addVersion">Add <c>v{N}-{time}</c>, N = 1 + the highest version there (0 first).</param>
     /// <param name="time">Source of the time stamp.</param>
-    /// <returns>Absolute path.</returns>
-    /// <exception cref="ConfigException">DISK001: the folder cannot be made or written.</exception>
-    public static string Create(string save, bool addVersion, TimeProvider time)
+    /// <returns>Absolute path, and the highest folder that had to be made for it (null: none).</returns>
+    /// <exception cref="ConfigException">DISK001: the folder cannot be made or written; nothing is left behind.</exception>
+    public static (string Folder, string? FirstMade) Create(string save, bool addVersion, TimeProvider time)
     {
         var root = Path.GetFullPath(save);
         var folder = addVersion ? Path.Combine(root, VersionName(root, time)) : root;
+        var firstMade = FirstMissing(folder);
         try
         {
             Directory.CreateDirectory(folder);
@@ -28,9 +29,36 @@ public static class RunFolder
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
+            RemoveUnused(folder, firstMade);
             throw new ConfigException("DISK001", $"The output folder {folder} cannot be written ({e.Message}); give another --save.");
         }
-        return folder;
+        return (folder, firstMade);
+    }
+
+    /// <summary>
+    /// Removes the folder of a run that was refused before its first step, and the folders made above it while they are empty. A folder that
+    /// was there before, or that holds a checkpoint or a log, stays.
+    /// </summary>
+    /// <param name="folder">What <see cref="Create"/> returned.</param>
+    /// <param name="firstMade">The highest folder that it made.</param>
+    public static void RemoveUnused(string folder, string? firstMade)
+    {
+        if (firstMade is null || !Directory.Exists(folder)) return;
+        if (Directory.EnumerateDirectories(folder, "iter_*").Any() || File.Exists(Path.Combine(folder, "logging.jsonl"))) return;
+        Directory.Delete(folder, recursive: true);
+        for (var parent = folder; parent != firstMade;)
+        {
+            parent = Path.GetDirectoryName(parent) ?? firstMade;
+            if (Directory.EnumerateFileSystemEntries(parent).Any()) return; // another run lives there by now
+            Directory.Delete(parent);
+        }
+    }
+
+    private static string? FirstMissing(string folder)
+    {
+        string? missing = null;
+        for (var current = folder; current is not null && !Path.Exists(current); current = Path.GetDirectoryName(current)) missing = current;
+        return missing;
     }
 
     private static string VersionName(string root, TimeProvider time)

@@ -13,6 +13,9 @@ public sealed record PreparedRun(TrainingConfig Config, ModelConfig Model, IRead
 {
     /// <summary>The run's folder, absolute.</summary>
     public string Folder => Config.Save ?? throw new InvalidOperationException("The run has no folder.");
+
+    /// <summary>The highest folder that was made for this run; null when all were there before.</summary>
+    public string? FirstMadeFolder { get; init; }
 }
 
 /// <summary>
@@ -21,14 +24,29 @@ public sealed record PreparedRun(TrainingConfig Config, ModelConfig Model, IRead
 /// </summary>
 public static class RunPreparation
 {
-    /// <summary>Prepares <c>sft</c> or <c>pt</c>.</summary>
+    /// <summary>Prepares <c>sft</c> or <c>pt</c> and makes the run's folder.</summary>
+    /// <param name="config">As for <see cref="Check"/>, likewise the others.</param>
+    /// <param name="given">Options that the user gave.</param>
+    /// <param name="isPretraining"><c>pt</c>.</param>
+    /// <param name="worldSize">Ranks of the job.</param>
+    /// <param name="time">Source of the folder's time stamp.</param>
+    /// <exception cref="ConfigException">As <see cref="Check"/>, or the folder cannot be written.</exception>
+    public static PreparedRun Prepare(TrainingConfig config, GivenOptions given, bool isPretraining, int worldSize, TimeProvider time)
+    {
+        var run = Check(config, given, isPretraining, worldSize, time);
+        var (folder, firstMade) = RunFolder.Create(run.Folder, run.Config.AddVersion, time);
+        var resolved = run.Config with { Save = folder, JobId = run.Config.JobId ?? Path.GetFileName(folder) };
+        return run with { Config = resolved, FirstMadeFolder = firstMade };
+    }
+
+    /// <summary>Resolves and checks <c>sft</c> or <c>pt</c> and writes nothing: the folder is still the one above the versions.</summary>
     /// <param name="config">The configuration as parsed.</param>
     /// <param name="given">Options that the user gave.</param>
     /// <param name="isPretraining"><c>pt</c>: plain text, loss on all tokens.</param>
     /// <param name="worldSize">Ranks of the job.</param>
     /// <param name="time">Source of the folder's time stamp.</param>
     /// <exception cref="ConfigException">Everything that is wrong, at once as far as it can be known.</exception>
-    public static PreparedRun Prepare(TrainingConfig config, GivenOptions given, bool isPretraining, int worldSize, TimeProvider time)
+    public static PreparedRun Check(TrainingConfig config, GivenOptions given, bool isPretraining, int worldSize, TimeProvider time)
     {
         if (isPretraining) config = config with { UseChatTemplate = false, LossScale = "all", Template = config.Template ?? "default" };
         if (config.Resume) config = WithNewestCheckpointOfSave(config, time);
@@ -43,9 +61,7 @@ public static class RunPreparation
         ConfigValidator.ThrowIfInvalid(config, model, worldSize);
         RequireFiles(config, time);
 
-        config = config with { Save = RunFolder.Create(config.Save ?? DefaultSave(folder), config.AddVersion, time) };
-        config = config with { JobId = config.JobId ?? Path.GetFileName(config.Save) };
-        ArgsFile.Write(config.Save, config);
+        config = config with { Save = Path.GetFullPath(config.Save ?? DefaultSave(folder)) };
         IReadOnlyList<string> notices = fill.Filled.Count == 0 ? [] : [$"from {fill.Source}: {string.Join(", ", fill.Filled)}"];
         return new PreparedRun(config, model, notices);
     }

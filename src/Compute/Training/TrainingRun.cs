@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 
@@ -43,6 +44,9 @@ public sealed class TrainingRun : IRankProgram
         var numParameters = rank.Model.Parameters.Where(parameter => !parameter.Traits.IsSharedDuplicate).Sum(parameter => parameter.NumElements);
         link.Report(new RankStarted(link.Attempt, link.Rank, rank.Progress.Iteration + 1, numParameters, rank.TrainSource.PlanHash));
         if (link.Rank != 0) return;
+        var folder = rank.Config.Save ?? throw new InvalidOperationException("The run has no folder.");
+        ArgsFile.Write(folder, rank.Config);
+        rank.Data.WriteValidationSplit(Path.Combine(folder, "val_dataset.jsonl"));
         foreach (var line in rank.Data.Report) link.Notice(line);
         if (rank.Data.TrainSamples.Count > 0) link.Notice(SamplePrinter.Print(rank.Data.TrainSamples[0], rank.Tokenizer));
         link.Report(new TrainingPlanned(link.Attempt, link.Rank, rank.Data.LastIteration, rank.Config.LogInterval, rank.Config.GlobalBatchSize));
@@ -89,6 +93,7 @@ public sealed class TrainingRun : IRankProgram
             FloatingPointOperations = rank.Trainer.ReportsLoss ? ModelFlops.Of(rank.ModelConfig, batch) : 0,
             LoadBalancingLoss = metrics.LoadBalancingLoss,
             ZLoss = metrics.ZLoss,
+            ParamsNorm = rank.Config.LogParamsNorm ? rank.Trainer.Optimizer.ComputeParamsNorm() : null,
         });
     }
 

@@ -73,6 +73,7 @@ public sealed class ReportAggregator
             FloatingPointOperations = ranks.Sum(rank => rank.FloatingPointOperations),
             LoadBalancingLoss = ranks.Average(rank => rank.LoadBalancingLoss),
             ZLoss = ranks.Average(rank => rank.ZLoss),
+            ParamsNorm = first.ParamsNorm,
         };
     }
 }

@@ -47,6 +47,9 @@ public sealed record StageStepReport
     /// <summary>z-loss of the routers, likewise.</summary>
     [Id(15)] public double? ZLoss { get; init; }
 
+    /// <summary>Global L2 norm of the weights after the step, when it was asked for.</summary>
+    [Id(16)] public double? ParamsNorm { get; init; }
+
     /// <summary>Mean loss of the step's target tokens.</summary>
     public double Loss => LossSum / TokenCount;
 }

@@ -71,6 +71,7 @@ internal struct StepReportSurrogate
     [Id(12)] public double FloatingPointOperations;
     [Id(13)] public double? LoadBalancingLoss;
     [Id(14)] public double? ZLoss;
+    [Id(15)] public double? ParamsNorm;
 }
 
 [RegisterConverter]
@@ -82,6 +83,7 @@ internal sealed class StepReportConverter : IConverter<StepReport, StepReportSur
             FloatingPointOperations = s.FloatingPointOperations,
             LoadBalancingLoss = s.LoadBalancingLoss,
             ZLoss = s.ZLoss,
+            ParamsNorm = s.ParamsNorm,
         };
 
     public StepReportSurrogate ConvertToSurrogate(in StepReport v) => new()
@@ -101,6 +103,7 @@ internal sealed class StepReportConverter : IConverter<StepReport, StepReportSur
         FloatingPointOperations = v.FloatingPointOperations,
         LoadBalancingLoss = v.LoadBalancingLoss,
         ZLoss = v.ZLoss,
+        ParamsNorm = v.ParamsNorm,
     };
 }
 

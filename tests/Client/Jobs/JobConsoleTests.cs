@@ -138,11 +138,11 @@ public sealed class JobConsoleTests : IDisposable
         using (var console = NewConsole())
             ShowAll(console);
         Assert.Equal("hello\nwarning: careful\n  successfully saved checkpoint from iteration      10 to /run/iter_0000010\n", output.ToString());
-        Assert.Equal("the disk is full\n", error.ToString());
+        Assert.Equal("error: the disk is full\n", error.ToString());
         using (var console = NewConsole(isTerminal: true))
             ShowAll(console);
         Assert.Contains("\e[33mwarning: careful\e[0m", output.ToString(), StringComparison.Ordinal);
-        Assert.EndsWith("\e[31mthe disk is full\e[0m\n", error.ToString(), StringComparison.Ordinal);
+        Assert.EndsWith("\e[31merror: the disk is full\e[0m\n", error.ToString(), StringComparison.Ordinal);
         Assert.False(Directory.Exists(folder));
     }
 
@@ -154,7 +154,7 @@ public sealed class JobConsoleTests : IDisposable
         console.Show(new JobPhaseChanged(++sequence, now, JobPhase.Failed, 1, "fault", new JobOutcome(1, "the disk is full")));
     }
 
-    private JobConsole NewConsole(bool isTerminal = false) => new(output, error, folder, isTerminal, zone);
+    private JobConsole NewConsole(bool isTerminal = false) => new(output, error, new RunLogOptions { Folder = folder, Throughput = true, TensorBoard = null }, isTerminal, zone);
 
     private JobPlanned Planned(long train, int interval, int worldSize) =>
         new(++sequence, now, new TrainingPlanned(attempt, 0, train, interval, GlobalBatchSize: 16), worldSize);

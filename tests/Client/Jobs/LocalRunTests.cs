@@ -41,7 +41,7 @@ public sealed class LocalRunTests : IDisposable
                 : [],
         });
         Assert.Equal(2, exitCode);
-        Assert.Equal("DATA003 row 7 has no messages; remove it." + Environment.NewLine, error.ToString());
+        Assert.Equal("error: DATA003 row 7 has no messages; remove it." + Environment.NewLine, error.ToString());
         Assert.False(Directory.Exists(folder));
     }
 
@@ -49,7 +49,7 @@ public sealed class LocalRunTests : IDisposable
     public async Task WorkerThatCannotBeMade_IsAMistakeOfTheUserOrAFault()
     {
         Assert.Equal(2, await RunAsync(_ => throw new ConfigException("NATIVE001", "No libtorch was found; install it.")));
-        Assert.Equal("NATIVE001 No libtorch was found; install it." + Environment.NewLine, error.ToString());
+        Assert.Equal("error: NATIVE001 No libtorch was found; install it." + Environment.NewLine, error.ToString());
         Assert.Equal(1, await RunAsync(_ => throw new InvalidOperationException("broken")));
     }
 
@@ -103,7 +103,7 @@ public sealed class LocalRunTests : IDisposable
     private async Task<int> RunAsync(Func<int, IRankWorker> createWorker, int worldSize = 1, StopSignals? signals = null)
     {
         using var own = new StopSignals();
-        using var console = new JobConsole(output, error, folder, isTerminal: false, TimeZoneInfo.Utc);
+        using var console = new JobConsole(output, error, new RunLogOptions { Folder = folder, Throughput = true, TensorBoard = null }, isTerminal: false, TimeZoneInfo.Utc);
         var spec = new JobSpec { JobId = "job", Name = "job", ConfigJson = "{}", WorldSize = worldSize, OutputFolder = folder };
         return await LocalRun.RunAsync(spec, SiloOptions.ForLocalJob(worldSize, null), createWorker, console, signals ?? own);
     }

@@ -15,14 +15,31 @@ public sealed class TrainCommand(CommandConsole console) : IVerbCommand
     {
         options.Environment.RequireOneNode();
         var worldSize = options.Environment.WorldSize;
-        var run = RunPreparation.Prepare(options.Config, options.Given, options.Verb == "pt", worldSize, TimeProvider.System);
-        foreach (var notice in run.Notices) console.Out.WriteLine(notice);
-        console.Out.WriteLine($"output folder: {run.Folder}");
+        var isJson = options.Config.Output == "json";
+        var lines = isJson ? console.Error : console.Out;
+        if (options.Config.DryRun)
+        {
+            var plan = RunPreparation.Check(options.Config, options.Given, options.Verb == "pt", worldSize, TimeProvider.System);
+            foreach (var line in DryRun.Describe(plan, worldSize)) console.Out.WriteLine(line);
+            return ExitCode.Ok;
+        }
 
+        var run = RunPreparation.Prepare(options.Config, options.Given, options.Verb == "pt", worldSize, TimeProvider.System);
+        foreach (var notice in run.Notices) lines.WriteLine(notice);
+        lines.WriteLine($"output folder: {run.Folder}");
+        var exitCode = await FollowAsync(options, run, worldSize, isJson, cancellationToken);
+        if (exitCode == ExitCode.BadInput) RunFolder.RemoveUnused(run.Folder, run.FirstMadeFolder);
+        return exitCode;
+    }
+
+    private async Task<int> FollowAsync(ParsedOptions options, PreparedRun run, int worldSize, bool isJson, CancellationToken cancellationToken)
+    {
         var environment = RankEnvironment.InProcess(new LibTorchOptions { Folder = options.Environment.LibTorch }, TimeProvider.System, worldSize);
         using var signals = StopSignals.OfThisProcess();
         using var stop = cancellationToken.Register(signals.Raise);
-        using var follower = new JobConsole(console.Out, console.Error, run.Folder, !Console.IsOutputRedirected, TimeZoneInfo.Local);
+        using var text = new JobConsole(
+            isJson ? TextWriter.Null : console.Out, console.Error, RunLogOptions.Of(run.Config, run.Folder), !Console.IsOutputRedirected, TimeZoneInfo.Local);
+        IJobConsole follower = isJson ? new JobEventLines(console.Out, text, TimeProvider.System) : text;
         return await LocalRun.RunAsync(
             Spec(run, worldSize), SiloOptions.ForLocalJob(worldSize, Path.Combine(run.Folder, "logs")),
             localRank => new RankWorker(localRank, start => new TrainingRun(start, environment)), follower, signals);

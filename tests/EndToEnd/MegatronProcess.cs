@@ -1,0 +1,63 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Runtime.InteropServices;
+
+namespace Megatron.EndToEnd.Tests;
+
+/// <summary>The console program as a process of its own: for signals, memory and cold starts.</summary>
+internal sealed class MegatronProcess : IDisposable
+{
+    private readonly Process process;
+    private readonly Task<string> error;
+
+    public MegatronProcess(params string[] words)
+    {
+        var program = Path.Combine(AppContext.BaseDirectory, "megatron.dll");
+        var start = new ProcessStartInfo(DotNet(), ["exec", program, .. words]) { RedirectStandardOutput = true, RedirectStandardError = true };
+        process = Process.Start(start) ?? throw new InvalidOperationException("The process did not start.");
+        error = process.StandardError.ReadToEndAsync();
+    }
+
+    /// <summary>Reads lines up to the first that <paramref name="isIt"/> accepts.</summary>
+    public async Task<string> ReadUntilAsync(Func<string, bool> isIt)
+    {
+        var read = new List<string>();
+        while (await process.StandardOutput.ReadLineAsync(TestContext.Current.CancellationToken) is { } line)
+        {
+            if (isIt(line)) return line;
+            read.Add(line);
+        }
+        throw new InvalidOperationException($"The line did not come:\n{string.Join('\n', read)}\n{await error}");
+    }
+
+    /// <summary>Sends a signal by name, e.g. TERM.</summary>
+    public async Task SignalAsync(string name)
+    {
+        using var kill = Process.Start("kill", ["-" + name, process.Id.ToString(CultureInfo.InvariantCulture)]);
+        await kill.WaitForExitAsync(TestContext.Current.CancellationToken);
+    }
+
+    /// <summary>Resident memory right now, in KiB.</summary>
+    public int ResidentKiB()
+    {
+        var line = File.ReadLines($"/proc/{process.Id}/status").First(line => line.StartsWith("VmRSS:", StringComparison.Ordinal));
+        return int.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture);
+    }
+
+    /// <summary>The rest of the output, after the end of the process.</summary>
+    public async Task<CommandResult> EndAsync()
+    {
+        var output = await process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
+        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+        return new CommandResult(process.ExitCode, output, await error);
+    }
+
+    public void Dispose()
+    {
+        if (!process.HasExited) process.Kill();
+        process.Dispose();
+    }
+
+    // The test may run by its own program file, so the host is found from the runtime: shared/Microsoft.NETCore.App/10.0.0 lies three folders below it.
+    private static string DotNet() => Path.GetFullPath(Path.Combine(RuntimeEnvironment.GetRuntimeDirectory(), "..", "..", "..", "dotnet"));
+}

@@ -1,0 +1,78 @@
+using System.Globalization;
+using System.Text.Json;
+using Megatron.Client.Cli;
+
+namespace Megatron.EndToEnd.Tests;
+
+/// <summary>What only a process of its own can show: signals, memory over time, the time to the first step.</summary>
+public sealed class ProcessTests
+{
+    private const string StepMark = "] iteration ";
+
+    [Theory]
+    [InlineData("TERM")]
+    [InlineData("INT")]
+    public async Task Signal_WhileTraining_SavesAndExitsWith0AndTheRunContinues(string signal)
+    {
+        using var work = new Workspace();
+        string[] words = ["--train_iters", "400", "--hidden_dropout", "0.1", "--lr_decay_style", "constant"];
+        using var process = new MegatronProcess(work.Training("out", words));
+        await process.ReadUntilAsync(line => line.Contains(StepMark, StringComparison.Ordinal) && Iteration(line) >= 3);
+        await process.SignalAsync(signal);
+        var ended = (await process.EndAsync()).Expect(ExitCode.Ok);
+        Assert.Contains("Stopping: ", ended.Output, StringComparison.Ordinal);
+        Assert.Equal("", ended.Error);
+        var run = Directory.GetDirectories(work.Path("out")).Single();
+        var saved = int.Parse(Path.GetFileName(Directory.GetDirectories(run, "iter_*").Single())[5..], CultureInfo.InvariantCulture);
+        Assert.InRange(saved, 3, 399);
+
+        // The continued run is the run that nobody interrupted.
+        var last = (saved + 2).ToString(CultureInfo.InvariantCulture);
+        var resumed = await work.TrainAsync("out", [.. words, "--train_iters", last, "--resume"]);
+        var whole = await work.TrainAsync("whole", [.. words, "--train_iters", last]);
+        Assert.Equal(RunFiles.Losses(whole.RunFolder)[saved..], RunFiles.Losses(resumed.RunFolder));
+    }
+
+    [Fact]
+    public async Task LocalJob_FirstGrainCallToFirstStep_TakesAtMost2Seconds()
+    {
+        using var work = new Workspace();
+        using var process = new MegatronProcess(work.Training("out", "--train_iters", "3", "--output", "json"));
+        var ended = (await process.EndAsync()).Expect(ExitCode.Ok);
+        var events = ended.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries).Select(line => JsonSerializer.Deserialize<JsonElement>(line)).ToList();
+        var submitted = events.First(item => item.GetProperty("event").GetString() == "phase").GetProperty("time").GetDateTimeOffset();
+        var stepped = events.First(item => item.GetProperty("event").GetString() == "step").GetProperty("time").GetDateTimeOffset();
+        Print($"first grain call to the end of the first step: {(stepped - submitted).TotalSeconds:F2} s (cold process)");
+        Assert.InRange(stepped - submitted, TimeSpan.Zero, TimeSpan.FromSeconds(2));
+    }
+
+    // Rows of different length make buffers of different size, so the allocator's high-water mark may rise a little once more after step 5; the
+    // managed heap moves between collections. A tensor lost per step (the smallest activation here: 128 tokens x 64 x 4 bytes = 32 KiB) would cost
+    // 6 MiB over the run, one of each micro-batch and layer far more.
+    [Fact]
+    public async Task Memory_After5StepsOf200_DoesNotGrow()
+    {
+        const int AllowedKiB = 6 * 1024;
+        using var work = new Workspace(rows: 80);
+        using var process = new MegatronProcess(work.Training("out", "--train_iters", "200", "--save_interval", "1000"));
+        var resident = new SortedDictionary<int, int>();
+        while (resident.Count == 0 || resident.Last().Key < 199)
+        {
+            var line = await process.ReadUntilAsync(line => line.Contains(StepMark, StringComparison.Ordinal));
+            resident[Iteration(line)] = process.ResidentKiB();
+        }
+        (await process.EndAsync()).Expect(ExitCode.Ok);
+        foreach (var step in new[] { 1, 5, 20, 50, 100, 150, 199 }) Print($"iteration {step,3}: {resident[step] / 1024.0:F1} MiB resident");
+        var late = resident.Where(pair => pair.Key > 150).Min(pair => pair.Value);
+        var early = resident.Where(pair => pair.Key is >= 5 and <= 20).Max(pair => pair.Value);
+        Assert.True(late - early <= AllowedKiB, $"resident memory grew from {early} to {late} KiB");
+    }
+
+    private static int Iteration(string line)
+    {
+        var begin = line.IndexOf(StepMark, StringComparison.Ordinal) + StepMark.Length;
+        return int.Parse(line[begin..line.IndexOf('/', begin)].Trim(), CultureInfo.InvariantCulture);
+    }
+
+    private static void Print(FormattableString line) => TestContext.Current.TestOutputHelper?.WriteLine(FormattableString.Invariant(line));
+}
