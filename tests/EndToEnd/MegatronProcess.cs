@@ -14,6 +14,7 @@ internal sealed class MegatronProcess : IDisposable
     {
         var program = Path.Combine(AppContext.BaseDirectory, "megatron.dll");
         var start = new ProcessStartInfo(DotNet(), ["exec", program, .. words]) { RedirectStandardOutput = true, RedirectStandardError = true };
+        start.Environment["DOTNET_GCgen0size"] = "0x200000"; // as the launcher sets it
         process = Process.Start(start) ?? throw new InvalidOperationException("The process did not start.");
         error = process.StandardError.ReadToEndAsync();
     }
