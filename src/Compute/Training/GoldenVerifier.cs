@@ -139,10 +139,10 @@ public sealed class GoldenVerifier : IDisposable
             norm.Add(metrics.Optimizer.GradNorm, expected[step].GradNorm);
             if (expected[step].LoadBalancingLoss is { } sum) balance.Add((metrics.LoadBalancingLoss ?? double.NaN) * NumMoeLayers, sum);
         }
-        var label = name.Replace('_', ' ');
+        var label = name == "trajectory" ? name : "aux trajectory";
         AddSeries(name, "lm_loss", loss, 1e-4, $"{label} loss");
         AddSeries(name, "grad_norm", norm, 1e-3, $"{label} grad norm");
-        if (balance.Values.Count > 0) AddSeries(name, "load_balancing_loss", balance, 1e-4, $"{label}: load balancing loss");
+        if (balance.Values.Count > 0) AddSeries(name, "load_balancing_loss", balance, 1e-4, $"{label} balance loss");
     }
 
     // The coefficient weighs a loss over the tokens of one micro-batch, so this run takes the global batch as one.
