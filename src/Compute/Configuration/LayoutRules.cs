@@ -178,6 +178,14 @@ internal static class LayoutRules
                 $"--logical_data_shards = {shards} does not divide the global batch of "
                 + $"{config.GlobalBatchSize / config.MicroBatchSize} micro-batches; choose "
                 + $"{Divisors(config.GlobalBatchSize / config.MicroBatchSize, shards)}.");
+        else if (!int.IsPow2(shards))
+        {
+            var legal = Enumerable.Range(0, 31).Select(bit => 1L << bit)
+                .Where(power => power % replicas == 0 && config.GlobalBatchSize / config.MicroBatchSize % power == 0).Select(power => Text($"{power}")).ToArray();
+            Add(errors,
+                $"--logical_data_shards = {shards} is no power of two, which the addition in pairs needs; "
+                + $"{(legal.Length == 0 ? "leave it out" : $"choose {OptionValue.Alternatives(legal)}")}.");
+        }
     }
 
     /// <summary>CFG007 for each known size that <paramref name="degree"/> does not divide; the remedies divide all of them.</summary>

@@ -58,7 +58,7 @@ public sealed class MixedPrecisionOptimizer : IDisposable
         if (gradients.NumElements != layout.NumElements)
             throw new InvalidOperationException($"The gradient buffer has {gradients.NumElements} elements, the layout {layout.NumElements}.");
         weights = PackWeights(layout);
-        countedRanges = GradientNorm.CountedRanges(layout, parallel, options.UseDistributedOptimizer);
+        countedRanges = GradientNorm.CountedRanges(layout, parallel, options.UseDistributedOptimizer && !options.OrderedReduction);
         using var scope = NewDisposeScope();
         foreach (var section in layout.Sections) owned.Add(Own(section));
         foreach (var entry in layout.Entries) AddState(entry);
@@ -83,7 +83,8 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             var replicas = part.Section.Replicas;
             if (replicas.Size == 1) continue;
             var whole = Slice(gradients.Flat, part.Section.Range);
-            if (options.UseDistributedOptimizer) replicas.ReduceScatter(Slice(gradients.Flat, part.Range), whole, ReduceOp.Sum).Wait();
+            if (options.OrderedReduction) TreeReduction.AllReduce(whole, part.Section.IsExpert ? replicas : parallel.DataParallel);
+            else if (options.UseDistributedOptimizer) replicas.ReduceScatter(Slice(gradients.Flat, part.Range), whole, ReduceOp.Sum).Wait();
             else replicas.AllReduce(whole, ReduceOp.Sum).Wait();
         }
     }
@@ -94,7 +95,7 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     /// </summary>
     public void GatherGradients()
     {
-        if (!options.UseDistributedOptimizer) return;
+        if (!options.UseDistributedOptimizer || options.OrderedReduction) return;
         using var scope = NewDisposeScope();
         foreach (var part in owned)
             if (part.Section.Replicas.Size > 1)
@@ -172,6 +173,7 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             var (parameter, traits) = (entry.Parameter, entry.Parameter.Traits);
             if (traits.IsSequenceParallel) parallel.TensorParallel.AllReduce(parameter.MainGrad, ReduceOp.Sum).Wait();
             if (traits.IsTied) parallel.Embedding.AllReduce(parameter.MainGrad, ReduceOp.Sum).Wait();
+            if (options.OrderedReduction && !traits.IsExpert) parallel.ContextParallel.AllReduce(parameter.MainGrad, ReduceOp.Sum).Wait();
         }
     }
 

@@ -36,6 +36,13 @@ public sealed record OptimizerOptions
 
     /// <summary><c>--use_distributed_optimizer</c>: masters and moments are sharded over the data-parallel replicas (ZeRO-1).</summary>
     public required bool UseDistributedOptimizer { get; init; }
+
+    /// <summary>
+    /// <c>--logical_data_shards</c> (DESIGN D12): gradients are added over the replicas in the binary tree that continues
+    /// <see cref="Distributed.GradientBuffer.ReduceShards"/>, and the norm is taken of whole gradients, so that no bit depends on the number of
+    /// replicas. Costs an all-to-all and an all-gather of the gradients in place of one reduction.
+    /// </summary>
+    public bool OrderedReduction { get; init; }
 }
 
 /// <summary>What one optimizer step did.</summary>

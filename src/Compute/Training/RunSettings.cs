@@ -71,6 +71,7 @@ public static class RunSettings
             AdamEps = config.AdamEps,
             SgdMomentum = config.SgdMomentum,
             UseDistributedOptimizer = config.UseDistributedOptimizer,
+            OrderedReduction = config.LogicalDataShards is not null,
         },
         LossScaler = ModelDType(config) != float16 ? null : new LossScalerOptions
         {

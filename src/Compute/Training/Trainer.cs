@@ -32,7 +32,7 @@ public sealed record TrainerOptions
     /// <summary>See <see cref="LossScaling"/>.</summary>
     public required bool PerTokenLoss { get; init; }
 
-    /// <summary>Accumulators of the gradient (DESIGN D12), at least 1.</summary>
+    /// <summary>Accumulators of the gradient over all data-parallel ranks (DESIGN D12): 1, or a multiple of their number.</summary>
     public required int NumLogicalShards { get; init; }
 
     public required OptimizerOptions Optimizer { get; init; }
@@ -58,6 +58,8 @@ public sealed class Trainer : IDisposable
     private readonly PipelineInterpreter interpreter;
     private readonly PipelineShape shape;
     private readonly int stageIndex;
+    private readonly int numLocalShards;
+    private readonly int firstShard;
     private readonly GradientBuffer gradients;
     private readonly LossScaler? scaler;
     private readonly Dictionary<(int NumMicroBatches, bool IsTraining), IReadOnlyList<PipelineAction>> schedules = [];
@@ -78,7 +80,9 @@ public sealed class Trainer : IDisposable
         (this.model, this.options, this.device, world) = (model, options, device, parallel.World);
         ReportsLoss = model.HasHead && parallel.TensorParallel.Rank == 0;
         var layout = FlatLayout.Create(model.Parameters, parallel);
-        gradients = layout.CreateGradientBuffer(device, options.NumLogicalShards);
+        numLocalShards = options.NumLogicalShards / parallel.DataParallel.Size;
+        firstShard = numLocalShards * parallel.DataParallel.Rank;
+        gradients = layout.CreateGradientBuffer(device, Math.Max(1, numLocalShards));
         scaler = options.LossScaler is null ? null : new LossScaler(options.LossScaler);
         Optimizer = new MixedPrecisionOptimizer(layout, gradients, parallel, options.Optimizer, scaler);
         stage = new GptPipelineStage(model.Chunks, device, SelectLogicalShard);
@@ -219,9 +223,9 @@ public sealed class Trainer : IDisposable
     // Shards are contiguous stretches of the global batch, so that a data-parallel rank holds whole shards (DESIGN D12).
     private void SelectLogicalShard(int microBatch)
     {
-        if (options.NumLogicalShards == 1) return;
+        if (numLocalShards <= 1) return;
         var index = (long)current.FirstMicroBatchIndex + microBatch;
-        gradients.SelectShard((int)(index * options.NumLogicalShards / current.NumMicroBatchesGlobal));
+        gradients.SelectShard((int)(index * options.NumLogicalShards / current.NumMicroBatchesGlobal) - firstShard);
     }
 
     private static double TokensOf(GlobalBatch batch)

@@ -48,6 +48,9 @@ public sealed class TrainingRun : IRankProgram
         ArgsFile.Write(folder, rank.Config);
         rank.Data.WriteValidationSplit(Path.Combine(folder, "val_dataset.jsonl"));
         foreach (var line in rank.Data.Report) link.Notice(line);
+        if (rank.Config.LogicalDataShards / rank.Parallel.DataParallel.Size is > 1 and var numShards)
+            link.Notice(FormattableString.Invariant(
+                $"logical_data_shards: {numShards} gradient accumulators on each rank, {(numShards - 1) * 4.0 * rank.Model.Parameters.Sum(parameter => parameter.NumElements) / (1 << 20):F0} MiB more than one"));
         if (rank.Data.TrainSamples.Count > 0) link.Notice(SamplePrinter.Print(rank.Data.TrainSamples[0], rank.Tokenizer));
         link.Report(new TrainingPlanned(link.Attempt, link.Rank, rank.Data.LastIteration, rank.Config.LogInterval, rank.Config.GlobalBatchSize));
     }

@@ -173,6 +173,8 @@ public sealed class ConfigValidatorTests
             "CFG007 6 ranks are not a multiple of expert tensor × expert × pipeline parallel size = 1 × 4 × 1 = 4; start 4 or 8 ranks." },
         { """{"moe_router_topk": 9, "num_experts": 8}""", 1, "n", "CFG007 --moe_router_topk = 9 is above num_experts = 8; give at most 8." },
         { """{"logical_data_shards": 3}""", 2, "d", "CFG007 --logical_data_shards = 3 is not a multiple of the data-parallel size = 2; choose 2 or 4." },
+        { """{"logical_data_shards": 6, "global_batch_size": 12}""", 1, "d",
+            "CFG007 --logical_data_shards = 6 is no power of two, which the addition in pairs needs; choose 1, 2 or 4." },
         { """{"logical_data_shards": 5}""", 1, "d",
             "CFG007 --logical_data_shards = 5 does not divide the global batch of 16 micro-batches; choose 1, 2, 4, 8 or 16." },
     };

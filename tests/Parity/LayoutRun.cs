@@ -1,0 +1,74 @@
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Data;
+using Megatron.Compute.Distributed;
+using Megatron.Compute.Models;
+using Megatron.Compute.Training;
+using Megatron.Testing;
+using static TorchSharp.torch;
+
+namespace Megatron.Parity.Tests;
+
+/// <summary>What a run of 20 steps showed.</summary>
+/// <param name="Losses">Mean loss of each step over all ranks.</param>
+/// <param name="GradNorms">Before clipping.</param>
+/// <param name="Weights">Final weights by Hugging Face name.</param>
+/// <param name="BatchHashes">Hash of each global batch.</param>
+public sealed record LayoutResult(double[] Losses, double[] GradNorms, IReadOnlyDictionary<string, float[]> Weights, ulong[] BatchHashes);
+
+/// <summary>Trains a golden model on its golden batches in any layout, the ranks being threads.</summary>
+public static class LayoutRun
+{
+    /// <summary>Runs the 20 steps of the golden folder.</summary>
+    /// <param name="model">Folder below the golden assets.</param>
+    /// <param name="config">Layout and micro-batch size; the other hyperparameters are the folder's.</param>
+    /// <param name="perTokenLoss">See <see cref="LossScaling"/>.</param>
+    /// <exception cref="ConfigException">The layout does not fit.</exception>
+    public static LayoutResult Run(string model, TrainingConfig config, int ranks, bool perTokenLoss)
+    {
+        var resolved = GoldenVerifier.Resolve(config with { Golden = Repository.Asset("golden", model) }, ranks) with { CalculatePerTokenLoss = perTokenLoss };
+        var world = new LoopbackWorld(TimeSpan.FromMinutes(5));
+        var results = new LayoutResult[ranks];
+        RankThreads.Run(
+            ranks, rank => results[rank] = RunRank(resolved, ranks, rank, world), failure => world.Abort(failure.Message), TimeSpan.FromMinutes(5));
+        Assert.All(results, result => Assert.Equal(results[0].BatchHashes, result.BatchHashes));
+        Assert.All(results, result => Assert.Equal(results[0].GradNorms, result.GradNorms));
+        return results[0];
+    }
+
+    private static LayoutResult RunRank(TrainingConfig config, int ranks, int rank, LoopbackWorld world)
+    {
+        using var leaks = LeakCheck.Start();
+        using var scope = NewDisposeScope();
+        using var golden = GoldenFile.Open(config.Golden ?? "");
+        var modelConfig = HfConfigReader.ReadFolder(golden.Folder).Model;
+        using var parallel = ParallelState.Create(RunSettings.Dims(config, ranks), rank, world, config.SequenceParallel);
+        var layouts = RunSettings.Partition(config, modelConfig).LayoutsOf(parallel.PipelineParallel.Rank);
+        using var model = new ModelChunks(modelConfig, RunSettings.Model(config, CPU), parallel, layouts);
+        ModelState.LoadWeights(model, golden.Folder, allowRandom: false, config.Seed);
+        using var trainer = new Trainer(model, parallel, CPU, RunSettings.Trainer(config));
+
+        var (ids, shape) = golden.ReadIds("steps.input_ids");
+        var (labels, _) = golden.ReadIds("steps.labels");
+        var layout = BatchLayout.SingleRankUnpadded(config.MicroBatchSize) with
+        {
+            DataParallelRank = parallel.DataParallel.Rank,
+            DataParallelSize = parallel.DataParallel.Size,
+        };
+        var source = ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], layout);
+        var schedule = RunSettings.LearningRate(config, shape[0]);
+        var (losses, norms, hashes) = (new List<double>(), new List<double>(), new List<ulong>());
+        for (var step = 0; step < shape[0]; step++)
+        {
+            var batch = source.Get(step);
+            var metrics = trainer.TrainStep(batch, schedule.At(step + 1));
+            var sums = HostValues.Sum(parallel.World, CPU, metrics.LossSum, metrics.TokenCount);
+            losses.Add(sums[0] / sums[1]);
+            norms.Add(metrics.Optimizer.GradNorm);
+            hashes.Add(batch.Hash);
+        }
+        var weights = new Dictionary<string, float[]>();
+        foreach (var tensor in HfTensorCatalog.Of(modelConfig))
+            weights[tensor.Name] = Replicas.Gather(tensor.Name, tensor.Shape, model.Parameters, parameter => parameter.Data, parallel, CPU).data<float>().ToArray();
+        return new LayoutResult([.. losses], [.. norms], weights, [.. hashes]);
+    }
+}

@@ -1,0 +1,62 @@
+using Megatron.Compute.Configuration;
+
+namespace Megatron.Parity.Tests;
+
+/// <summary>A row of the parity matrix: a layout.</summary>
+/// <param name="Name">As the table shows it.</param>
+/// <param name="Ranks">World size.</param>
+/// <param name="Config">The layout's options.</param>
+public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
+{
+    /// <summary>Samples of a step in the golden data.</summary>
+    private const int GlobalBatchSize = 8;
+
+    private static readonly TrainingConfig Plain = new() { UseDistributedOptimizer = false };
+
+    public static IReadOnlyList<string> Models => ["qwen2.5-dense", "qwen3-dense", "llama3.1-dense", "qwen3-moe", "qwen2-moe"];
+
+    public static IReadOnlyList<ParityCell> All { get; } =
+    [
+        new("tp2", 2, Plain with { TensorModelParallelSize = 2 }),
+        new("tp2+sp", 2, Plain with { TensorModelParallelSize = 2, SequenceParallel = true }),
+        new("tp4+sp", 4, Plain with { TensorModelParallelSize = 4, SequenceParallel = true }),
+        new("pp2", 2, Plain with { PipelineModelParallelSize = 2 }),
+        new("pp4", 4, Plain with { PipelineModelParallelSize = 4 }),
+        new("pp4 gpipe", 4, Plain with { PipelineModelParallelSize = 4, PipelineSchedule = "gpipe" }),
+        new("pp2 x vp2", 2, Plain with { PipelineModelParallelSize = 2, VirtualPipelineModelParallelSize = 2 }),
+        new("pp2 zero bubble", 2, Plain with { PipelineModelParallelSize = 2, PipelineSchedule = "zero_bubble" }),
+        new("pp4 zero bubble", 4, Plain with { PipelineModelParallelSize = 4, PipelineSchedule = "zero_bubble" }),
+        new("pp2, first stage 1 layer", 2, Plain with { PipelineModelParallelSize = 2, DecoderFirstPipelineNumLayers = 1 }),
+        new("pp3, last stage 2 layers", 3, Plain with { PipelineModelParallelSize = 3, DecoderLastPipelineNumLayers = 2 }),
+        new("dp2", 2, Plain),
+        new("dp4", 4, Plain),
+        new("dp2, distributed optimizer", 2, Plain with { UseDistributedOptimizer = true }),
+        new("dp4, distributed optimizer", 4, Plain with { UseDistributedOptimizer = true }),
+        new("tp2 x pp2", 4, Plain with { TensorModelParallelSize = 2, PipelineModelParallelSize = 2 }),
+        new("pp2 x dp2, distributed optimizer", 4, Plain with { PipelineModelParallelSize = 2, UseDistributedOptimizer = true }),
+        new("pp2 x vp2 x dp2", 4, Plain with { PipelineModelParallelSize = 2, VirtualPipelineModelParallelSize = 2 }),
+        new("tp2+sp x pp2 x dp2, distributed optimizer", 8,
+            Plain with { TensorModelParallelSize = 2, SequenceParallel = true, PipelineModelParallelSize = 2, UseDistributedOptimizer = true }),
+        new("tp2+sp x pp2, recompute", 4, Plain with
+        {
+            TensorModelParallelSize = 2, SequenceParallel = true, PipelineModelParallelSize = 2,
+            RecomputeGranularity = "full", RecomputeMethod = "uniform", RecomputeNumLayers = 1,
+        }),
+    ];
+
+    /// <summary>Data-parallel replicas.</summary>
+    public int Replicas => Ranks / (Config.TensorModelParallelSize * Config.PipelineModelParallelSize);
+
+    /// <summary>Micro-batch size at which each replica accumulates so often; 0 when there is none.</summary>
+    public int MicroBatchSizeFor(int accumulation) => GlobalBatchSize / (Replicas * accumulation);
+
+    /// <summary>Why the cell does not apply, or null.</summary>
+    public string? NotApplicable(string model, int accumulation)
+    {
+        if (MicroBatchSizeFor(accumulation) < 1) return "less than one sample in a micro-batch";
+        if (Config.VirtualPipelineModelParallelSize > 1 && accumulation % Config.PipelineModelParallelSize != 0) return "interleaving takes micro-batches in groups of the stages";
+        var groups = model == "qwen3-dense" ? 4 : 2;
+        if (Config.TensorModelParallelSize > groups) return $"{groups} query groups";
+        return Config.TensorModelParallelSize > 1 && model.EndsWith("moe", StringComparison.Ordinal) ? "experts are not split over TP" : null;
+    }
+}
