@@ -55,8 +55,9 @@ public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
     {
         if (MicroBatchSizeFor(accumulation) < 1) return "less than one sample in a micro-batch";
         if (Config.VirtualPipelineModelParallelSize > 1 && accumulation % Config.PipelineModelParallelSize != 0) return "interleaving takes micro-batches in groups of the stages";
+        if (Config.TensorModelParallelSize == 1) return null;
+        if (model.EndsWith("moe", StringComparison.Ordinal)) return "experts are not split over TP";
         var groups = model == "qwen3-dense" ? 4 : 2;
-        if (Config.TensorModelParallelSize > groups) return $"{groups} query groups";
-        return Config.TensorModelParallelSize > 1 && model.EndsWith("moe", StringComparison.Ordinal) ? "experts are not split over TP" : null;
+        return Config.TensorModelParallelSize > groups ? $"{groups} query groups" : null;
     }
 }
