@@ -34,6 +34,8 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
 
     private static readonly HashSet<OptionSection> InferSections = [Base, Data, OptionSection.Template, Run, OptionSection.Infer];
 
+    private static readonly HashSet<OptionSection> TokenizeSections = [Base, Data, OptionSection.Template, Run];
+
     /// <summary>All verbs in the order of the help.</summary>
     public static IReadOnlyList<Verb> All { get; } =
     [
@@ -45,8 +47,9 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
         new("test", "Run the tests of a checkout.", NoSections, console => new TestCommand(console)),
         new("infer", "Talk to a model, or let it answer a data set.", InferSections, console => new InferCommand(console, Console.In))
             { FurtherOptions = new HashSet<string> { "seed" } },
-        new("tokenize", "Show the tokens of a text.", NoSections, console => new NotBuiltCommand(console)),
-        new("quickstart", "Train a tiny model from nothing to see everything work.", NoSections, console => new NotBuiltCommand(console)),
+        new("tokenize", "Show the tokens and label masks of texts or rows.", TokenizeSections, console => new TokenizeCommand(console)),
+        new("quickstart", "Train a tiny model from nothing to see everything work.", NoSections,
+            console => new QuickstartCommand(console, Environment.GetEnvironmentVariable, TimeProvider.System)),
         new("silo", "Host the devices of this node for a cluster.", NoSections, console => new NotBuiltCommand(console)),
         new("jobs", "List, follow and stop jobs.", NoSections, console => new NotBuiltCommand(console)),
         new("cluster", "Show the silos of a cluster.", NoSections, console => new NotBuiltCommand(console)),

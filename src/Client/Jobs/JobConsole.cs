@@ -5,7 +5,8 @@ using Megatron.Grains.Jobs;
 namespace Megatron.Client.Jobs;
 
 /// <summary>
-/// Shows a job as plain lines and writes its <c>logging.jsonl</c>. Colour only on a terminal, and only for warnings and errors.
+/// Shows a job as plain lines and writes its <c>logging.jsonl</c>. On a terminal there is a progress line below them, and colour for warnings
+/// and errors.
 /// </summary>
 public sealed class JobConsole : IJobConsole, IDisposable
 {
@@ -20,19 +21,21 @@ public sealed class JobConsole : IJobConsole, IDisposable
     private readonly TrainingLogFile log;
     private readonly RunLogOptions options;
     private readonly List<JobStepDone> early = [];
+    private readonly ProgressLine? progress;
     private TrainingPlanned? plan;
     private StepWindow? window;
     private TensorBoardLog? tensorBoard;
 
     /// <param name="options">The run folder and what is written there.</param>
-    /// <param name="isTerminal">False when the output is piped.</param>
+    /// <param name="columns">Width of the terminal; null when the output is piped: then there is no colour and no progress line.</param>
     /// <param name="zone">Time zone of the times shown.</param>
-    public JobConsole(TextWriter output, TextWriter error, RunLogOptions options, bool isTerminal, TimeZoneInfo zone)
+    public JobConsole(TextWriter output, TextWriter error, RunLogOptions options, int? columns, TimeZoneInfo zone)
     {
         // A signal speaks while events are shown.
         this.output = TextWriter.Synchronized(output);
         this.error = TextWriter.Synchronized(error);
-        this.isTerminal = isTerminal;
+        isTerminal = columns is not null;
+        progress = columns is { } width ? new ProgressLine(this.output, width) : null;
         this.zone = zone;
         this.options = options;
         log = new TrainingLogFile(options);
@@ -70,6 +73,7 @@ public sealed class JobConsole : IJobConsole, IDisposable
     /// <inheritdoc/>
     public void Say(string line)
     {
+        progress?.Hide();
         output.WriteLine(line);
         output.Flush();
     }
@@ -77,6 +81,7 @@ public sealed class JobConsole : IJobConsole, IDisposable
     /// <inheritdoc/>
     public void SayError(string line)
     {
+        progress?.Hide();
         foreach (string sentence in line.Split('\n', StringSplitOptions.RemoveEmptyEntries))
             error.WriteLine(isTerminal ? $"{Red}error: {sentence}{NoColour}" : "error: " + sentence);
         error.Flush();
@@ -113,6 +118,7 @@ public sealed class JobConsole : IJobConsole, IDisposable
             Say(ConsoleLines.Step(Local(done), summary, options.Throughput));
             log.Write(summary);
         }
+        progress?.Show(done.Step.Iteration, plan.TrainIterations, done.Step.StepTime, done.Step.Loss);
         if (done.Step.Iteration == plan.TrainIterations)
             Say($"[after training is done] datetime: {ConsoleLines.Time(Local(done))} ");
     }

@@ -28,4 +28,7 @@ public sealed partial record TrainingConfig
 
     [Option("tokenizer", "Tokenizer file or folder.", Run, DefaultFrom = "the model folder")]
     public string? Tokenizer { get; init; }
+
+    [Option("input", "File of texts or rows for megatron tokenize.", Run)]
+    public string? Input { get; init; }
 }

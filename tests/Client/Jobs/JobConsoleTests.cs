@@ -139,7 +139,7 @@ public sealed class JobConsoleTests : IDisposable
             ShowAll(console);
         Assert.Equal("hello\nwarning: careful\n  successfully saved checkpoint from iteration      10 to /run/iter_0000010\n", output.ToString());
         Assert.Equal("error: the disk is full\n", error.ToString());
-        using (var console = NewConsole(isTerminal: true))
+        using (var console = NewConsole(columns: 120))
             ShowAll(console);
         Assert.Contains("\e[33mwarning: careful\e[0m", output.ToString(), StringComparison.Ordinal);
         Assert.EndsWith("\e[31merror: the disk is full\e[0m\n", error.ToString(), StringComparison.Ordinal);

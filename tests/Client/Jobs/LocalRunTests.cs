@@ -103,7 +103,7 @@ public sealed class LocalRunTests : IDisposable
     private async Task<int> RunAsync(Func<int, IRankWorker> createWorker, int worldSize = 1, StopSignals? signals = null)
     {
         using var own = new StopSignals();
-        using var console = new JobConsole(output, error, new RunLogOptions { Folder = folder, Throughput = true, TensorBoard = null }, isTerminal: false, TimeZoneInfo.Utc);
+        using var console = new JobConsole(output, error, new RunLogOptions { Folder = folder, Throughput = true, TensorBoard = null }, columns: null, TimeZoneInfo.Utc);
         var spec = new JobSpec { JobId = "job", Name = "job", ConfigJson = "{}", WorldSize = worldSize, OutputFolder = folder };
         return await LocalRun.RunAsync(spec, SiloOptions.ForLocalJob(worldSize, null), createWorker, console, signals ?? own);
     }

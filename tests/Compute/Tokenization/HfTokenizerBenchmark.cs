@@ -19,7 +19,7 @@ public sealed class HfTokenizerBenchmark(ITestOutputHelper output)
     public void Encode_Qwen3OnTwoBooks_AtLeast5MegabytesPerSecond()
     {
         string[] names = ["moby-dick.txt", "tang-poems.txt"];
-        var texts = names.Select(name => File.ReadAllText(Repository.Asset("tokenizers", "texts", name))).ToList();
+        var texts = names.Select(name => File.ReadAllText(Repository.Text(name))).ToList();
         var megabytes = texts.Sum(text => Encoding.UTF8.GetByteCount(text)) / 1e6;
         var best = 0.0;
         for (var run = 1; run <= 5; run++)

@@ -301,7 +301,7 @@ public sealed class HfTokenizerTests : IDisposable
     public void Encode_FromSeveralThreads_SameIds()
     {
         var tokenizer = TestTokenizers.Get("tiny");
-        var text = File.ReadAllText(Repository.Asset("tokenizers", "texts", "tang-poems.txt"))[..20_000];
+        var text = File.ReadAllText(Repository.Text("tang-poems.txt"))[..20_000];
         var expected = tokenizer.Encode(text);
         Parallel.For(0, 16, _ => Assert.Equal(expected, tokenizer.Encode(text)));
     }

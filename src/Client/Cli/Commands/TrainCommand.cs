@@ -38,11 +38,17 @@ public sealed class TrainCommand(CommandConsole console) : IVerbCommand
         using var signals = StopSignals.OfThisProcess();
         using var stop = cancellationToken.Register(signals.Raise);
         using var text = new JobConsole(
-            isJson ? TextWriter.Null : console.Out, console.Error, RunLogOptions.Of(run.Config, run.Folder), !Console.IsOutputRedirected, TimeZoneInfo.Local);
+            isJson ? TextWriter.Null : console.Out, console.Error, RunLogOptions.Of(run.Config, run.Folder), Console.IsOutputRedirected ? null : Console.WindowWidth, TimeZoneInfo.Local);
         IJobConsole follower = isJson ? new JobEventLines(console.Out, text, TimeProvider.System) : text;
-        return await LocalRun.RunAsync(
+        var exitCode = await LocalRun.RunAsync(
             Spec(run, worldSize), SiloOptions.ForLocalJob(worldSize, Path.Combine(run.Folder, "logs")),
             localRank => new RankWorker(localRank, start => new TrainingRun(start, environment)), follower, signals);
+        if (exitCode == ExitCode.Ok && !isJson)
+        {
+            console.Out.WriteLine($"checkpoints, args.json and logging.jsonl: {run.Folder}");
+            console.Out.WriteLine($"talk to the model: megatron infer --model {run.Folder} --stream");
+        }
+        return exitCode;
     }
 
     private static JobSpec Spec(PreparedRun run, int worldSize) => new()
