@@ -154,7 +154,7 @@ public sealed class JobConsoleTests : IDisposable
         console.Show(new JobPhaseChanged(++sequence, now, JobPhase.Failed, 1, "fault", new JobOutcome(1, "the disk is full")));
     }
 
-    private JobConsole NewConsole(bool isTerminal = false) => new(output, error, new RunLogOptions { Folder = folder, Throughput = true, TensorBoard = null }, isTerminal, zone);
+    private JobConsole NewConsole(int? columns = null) => new(output, error, new RunLogOptions { Folder = folder, Throughput = true, TensorBoard = null }, columns, zone);
 
     private JobPlanned Planned(long train, int interval, int worldSize) =>
         new(++sequence, now, new TrainingPlanned(attempt, 0, train, interval, GlobalBatchSize: 16), worldSize);

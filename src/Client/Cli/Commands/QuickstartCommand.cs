@@ -29,7 +29,7 @@ public sealed class QuickstartCommand(CommandConsole console, Func<string, strin
         };
         var start = time.GetTimestamp();
         var assets = QuickstartPlan.FindAssets();
-        var plan = new QuickstartPlan(assets, Shorten(RunFolder.Create(root, addVersion: true, time)));
+        var plan = new QuickstartPlan(assets, Shorten(RunFolder.Create(root, addVersion: true, time).Folder));
         Title("A small Qwen3-shaped model: config.json and a tokenizer, no weights yet");
         plan.WriteModelFolder();
         console.Out.WriteLine($"made {plan.ModelFolder}");
