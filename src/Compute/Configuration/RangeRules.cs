@@ -85,9 +85,14 @@ internal static class RangeRules
             errors.Add(new("CFG006", $"--interleave_prob = {shown} does not fit {config.Dataset.Count} data sets; give one number per --dataset."));
     }
 
+    private static readonly string[] Paths =
+        ["model", "tokenizer", "save", "load", "mcore_model", "output_dir", "tensorboard_dir", "result_path", "golden", "dump"];
+
     /// <summary>Texts with a form of their own.</summary>
     private static void CheckTexts(TrainingConfig config, List<ConfigError> errors)
     {
+        errors.AddRange(Paths.Where(name => OptionCatalog.Get(name).Get(config) is "")
+            .Select(name => new ConfigError("CFG005", $"--{name} is empty; give a path or leave it out.")));
         if (!DateTime.TryParseExact(config.DateString, "d MMM yyyy", CultureInfo.InvariantCulture, DateTimeStyles.None, out _))
             errors.Add(new("CFG005", $"--date_string = {config.DateString} is no date; give one such as \"26 Jul 2024\"."));
         if (!IsSize(config.MaxShardSize))

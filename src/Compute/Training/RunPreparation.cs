@@ -56,6 +56,8 @@ public static class RunPreparation
 
         var folder = ModelFolder.Find(config);
         var hf = HfConfigReader.ReadFolder(folder);
+        if (given.Contains("model_type") && config.ModelType != hf.Model.ModelType)
+            throw new ConfigException("CFG006", $"--model_type = {config.ModelType} contradicts config.json in {folder}, which says {hf.Model.ModelType}; leave it out.");
         var model = ModelConfigOverrides.Apply(hf.Model, config);
         config = Resolve(config, hf, model, folder);
         ConfigValidator.ThrowIfInvalid(config, model, worldSize);
@@ -112,7 +114,7 @@ public static class RunPreparation
 
     private static TrainingConfig WithNewestCheckpointOfSave(TrainingConfig config, TimeProvider time)
     {
-        if (config.Save is null) throw new ConfigException("CFG051", "resume continues the newest run below --save; give --save.");
+        if (string.IsNullOrEmpty(config.Save)) throw new ConfigException("CFG051", "resume continues the newest run below --save; give --save.");
         var root = Path.GetFullPath(config.Save);
         string[] candidates = Directory.Exists(root) ? [root, .. Directory.GetDirectories(root, "v*")] : [];
         var newest = candidates.Where(folder => new CheckpointStore(folder, time).FindNewestVerified(CheckpointVerification.Sizes).Found is not null).MaxBy(Directory.GetLastWriteTimeUtc)
