@@ -5,6 +5,8 @@ using Megatron.Grains;
 using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.Hosting;
 using Orleans.Configuration;
+using Orleans.Serialization;
+using Orleans.Storage;
 using Serilog;
 
 namespace Megatron.Silo;
@@ -15,6 +17,9 @@ namespace Megatron.Silo;
 /// </summary>
 public sealed class SiloHost : IAsyncDisposable
 {
+    /// <summary>Part of the keys of all grain state; the cluster id tells clusters apart.</summary>
+    public const string ServiceId = "megatron";
+
     private const int MaxPortAttempts = 5;
 
     private readonly IHost host;
@@ -25,20 +30,21 @@ public sealed class SiloHost : IAsyncDisposable
     public IGrainFactory Grains => host.Services.GetRequiredService<IGrainFactory>();
 
     /// <summary>
-    /// Starts a silo that is a cluster of its own: loopback, ports chosen by the operating system, grain state in memory.
+    /// Starts a silo in its cluster. Without <see cref="SiloOptions.Cluster"/> it is a cluster of its own: loopback, ports chosen by the operating
+    /// system, grain state in memory.
     /// </summary>
     /// <param name="createWorker">Makes the worker of a device when the first rank is started on it; the silo disposes it.</param>
     public static async Task<SiloHost> StartAsync(SiloOptions options, Func<int, IRankWorker> createWorker, CancellationToken cancellation = default)
     {
         for (int attempt = 1; ; attempt++)
         {
-            var host = Build(options, createWorker, FreePort());
+            var host = Build(options, createWorker);
             try
             {
                 await host.StartAsync(cancellation);
                 return new SiloHost(host);
             }
-            catch (Exception fault) when (attempt < MaxPortAttempts && IsAddressInUse(fault))
+            catch (Exception fault) when (attempt < MaxPortAttempts && IsAddressInUse(fault) && options.Cluster is null or { SiloPort: 0 })
             {
                 // Another program took the port between the question and the start: ask for another one.
                 await DisposeHostAsync(host);
@@ -58,20 +64,54 @@ public sealed class SiloHost : IAsyncDisposable
         await DisposeHostAsync(host);
     }
 
-    private static IHost Build(SiloOptions options, Func<int, IRankWorker> createWorker, int port)
+    private static IHost Build(SiloOptions options, Func<int, IRankWorker> createWorker)
     {
         var builder = Host.CreateEmptyApplicationBuilder(new HostApplicationBuilderSettings { DisableDefaults = true, ApplicationName = "megatron" });
         builder.Services.AddSingleton<IHostLifetime, SilentLifetime>();
         builder.Services.AddSerilog(SiloLogging.Create(options), dispose: true);
         builder.UseOrleans(silo =>
         {
-            // A cluster id of its own, so that two runs on one machine can never talk to each other; no gateway, because the only client is inside.
-            silo.UseLocalhostClustering(port, gatewayPort: 0, serviceId: "megatron", clusterId: "local-" + Guid.NewGuid().ToString("N"));
+            if (options.Cluster is { } cluster)
+                Join(silo, cluster);
+            else
+                StandAlone(silo);
             silo.Configure<ClusterMembershipOptions>(options.Membership.ApplyTo);
-            silo.AddMemoryGrainStorage(GrainServices.JobStorage);
             silo.AddTrainingGrains(new NodeIdentity(options.NodeName, options.Devices), createWorker);
         });
         return builder.Build();
+    }
+
+    // A cluster id of its own, so that two runs on one machine can never talk to each other; no gateway, because the only client is inside.
+    private static void StandAlone(ISiloBuilder silo)
+    {
+        silo.UseLocalhostClustering(FreePort(), gatewayPort: 0, serviceId: ServiceId, clusterId: "local-" + Guid.NewGuid().ToString("N"));
+        silo.AddMemoryGrainStorage(GrainServices.JobStorage);
+    }
+
+    private static void Join(ISiloBuilder silo, ClusterJoin cluster)
+    {
+        silo.Configure<ClusterOptions>(options =>
+        {
+            options.ServiceId = ServiceId;
+            options.ClusterId = cluster.Redis?.ClusterName ?? RedisAddress.DefaultClusterName;
+        });
+        silo.ConfigureEndpoints(
+            cluster.Address, cluster.SiloPort == 0 ? FreePort() : cluster.SiloPort, cluster.GatewayPort == 0 ? FreePort() : cluster.GatewayPort,
+            listenOnAnyHostAddress: !IPAddress.IsLoopback(cluster.Address));
+        if (cluster.Redis is { } redis)
+        {
+            silo.UseRedisClustering(options => options.ConfigurationOptions = redis.ToConfiguration());
+            silo.AddRedisGrainStorage(GrainServices.JobStorage, options => options.Configure<Serializer>((storage, serializer) =>
+            {
+                storage.ConfigurationOptions = redis.ToConfiguration();
+                storage.GrainStorageSerializer = new OrleansGrainStorageSerializer(serializer);
+            }));
+        }
+        else
+        {
+            silo.UseDevelopmentClustering(cluster.Primary ?? throw new ArgumentException("A cluster needs a Redis or a primary silo.", nameof(cluster)));
+            silo.AddMemoryGrainStorage(GrainServices.JobStorage);
+        }
     }
 
     private static int FreePort()

@@ -1,3 +1,5 @@
+using System.Net;
+
 namespace Megatron.Silo;
 
 /// <summary>What a silo is told at its start.</summary>
@@ -12,9 +14,31 @@ public sealed record SiloOptions
     /// <summary>Folder of the rolling JSON log files; null writes none. The folder is made at the start of the silo.</summary>
     public string? LogFolder { get; init; }
 
+    /// <summary>The cluster to join; null makes a cluster of this silo alone, on loopback.</summary>
+    public ClusterJoin? Cluster { get; init; }
+
     /// <summary>How fast other silos are declared dead.</summary>
     public MembershipProfile Membership { get; init; } = MembershipProfile.Tight;
 
     /// <summary>Options of a silo for one local job: devices 0 to <paramref name="worldSize"/> − 1.</summary>
     public static SiloOptions ForLocalJob(int worldSize, string? logFolder) => new() { Devices = [.. Enumerable.Range(0, worldSize)], LogFolder = logFolder };
+}
+
+/// <summary>How a silo joins a cluster and where it listens.</summary>
+public sealed record ClusterJoin
+{
+    /// <summary>Membership and grain state in a Redis; null: the silo at <see cref="Primary"/> keeps both in its memory.</summary>
+    public RedisAddress? Redis { get; init; }
+
+    /// <summary>Silo endpoint of the first silo of a cluster without Redis; its loss ends the cluster.</summary>
+    public IPEndPoint? Primary { get; init; }
+
+    /// <summary>Address that other silos and consoles reach this silo by.</summary>
+    public IPAddress Address { get; init; } = IPAddress.Loopback;
+
+    /// <summary>Port for other silos; 0 lets the system choose. A fixed port lets a restarted silo replace its dead predecessor at once.</summary>
+    public int SiloPort { get; init; }
+
+    /// <summary>Port for consoles; 0 lets the system choose.</summary>
+    public int GatewayPort { get; init; }
 }
