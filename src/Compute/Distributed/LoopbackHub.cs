@@ -160,6 +160,11 @@ internal sealed class LoopbackHub(string name, IReadOnlyList<int> globalRanks, T
         ? new RankFaultException(known.Message, known.Culprit)
         : throw new InvalidOperationException("There is no fault.");
 
+    private bool IsOver(Meeting meeting)
+    {
+        lock (gate) return meeting.IsDone || fault is not null;
+    }
+
     private void Wait(Meeting meeting, int rank)
     {
         var deadline = Stopwatch.GetTimestamp() + (long)(timeout.TotalSeconds * Stopwatch.Frequency);
@@ -206,6 +211,8 @@ internal sealed class LoopbackHub(string name, IReadOnlyList<int> globalRanks, T
     private sealed class Work(LoopbackHub hub, Meeting meeting, int rank) : CollectiveWork
     {
         private bool isFinished;
+
+        public override bool IsCompleted => isFinished || hub.IsOver(meeting);
 
         public override void Wait()
         {

@@ -21,8 +21,24 @@ public enum ReduceOp
 /// every call returns at once, so single-rank code is the same code.
 /// </summary>
 /// <remarks>
-/// Dtypes: bf16, fp16, fp32, fp64, int32, int64. Tensors are contiguous. Results of a started operation may be read only after
-/// <see cref="CollectiveWork.Wait"/>. A lost peer, a timeout or an abort throws <see cref="RankFaultException"/> from Wait.
+/// <para>Dtypes: bf16, fp16, fp32, fp64, int32, int64. Tensors are contiguous.</para>
+/// <para>
+/// Asynchrony. Every call starts its operation and returns without waiting for a peer. The operation reads its inputs as the work that was
+/// issued before the call leaves them: a device backend enqueues it on a stream of its own behind an event of the rank's current stream.
+/// Until <see cref="CollectiveWork.Wait"/> the inputs must not be written and the outputs be neither read nor written; the caller may free
+/// its handles, because the group holds the storage until Wait. Each started operation is waited for at least once, in any order.
+/// </para>
+/// <para>
+/// Order. The collectives of one group run one after another in the order in which they were started, so that one may be started on what
+/// the one before it makes, without a wait between them. Transfers are ordered for each peer and direction by itself: a send that its peer
+/// does not receive yet holds up no receive, no collective and no transfer with another peer (pipeline schedules are proved for that).
+/// Different groups are not ordered against each other; ranks that share several groups start their operations in the same order
+/// everywhere, because a device may be unable to run two communicators' kernels side by side.
+/// </para>
+/// <para>
+/// Faults. A lost peer, a timeout or an abort throws <see cref="RankFaultException"/> from Wait or, on a device backend whose Wait does not
+/// block the host, from a later call of the group or from the next read of a result. Nothing of an operation that failed may be used.
+/// </para>
 /// </remarks>
 public abstract class ProcessGroup : IDisposable
 {
@@ -110,7 +126,8 @@ public abstract class ProcessGroup : IDisposable
 
     /// <summary>
     /// Sends to one peer (index in the group); matched by its <see cref="Receive"/> in order. Waiting for it may block until the peer
-    /// receives, so two ranks that send to each other must both start their receive before they wait for their send.
+    /// receives, so two ranks that send to each other must both start their receive before they wait for their send; in which order they
+    /// start the two does not matter.
     /// </summary>
     public CollectiveWork Send(Tensor tensor, int peer)
     {
@@ -176,9 +193,13 @@ public abstract class CollectiveWork : IDisposable
     /// <summary>An operation that is already done.</summary>
     public static CollectiveWork Completed { get; } = new CompletedWork();
 
+    /// <summary>The operation has ended, well or not, so that Wait will not block. Never blocks itself.</summary>
+    public abstract bool IsCompleted { get; }
+
     /// <summary>
-    /// Returns when the results may be used. CPU backends block the calling thread; device backends order the current stream behind the
-    /// operation and return.
+    /// Returns when the results may be used by what the rank does next, and lets go of the tensors. CPU backends block the calling thread;
+    /// device backends make the rank's current stream wait for an event of the operation and return at once, so that storage freed afterwards
+    /// on that stream is not reused too early. Called on the rank's thread; the second call does nothing.
     /// </summary>
     /// <exception cref="RankFaultException">A peer was lost, the operation timed out or the group was aborted.</exception>
     public abstract void Wait();
@@ -188,6 +209,8 @@ public abstract class CollectiveWork : IDisposable
 
     private sealed class CompletedWork : CollectiveWork
     {
+        public override bool IsCompleted => true;
+
         public override void Wait() { }
     }
 }

@@ -10,13 +10,21 @@ namespace Megatron.Compute.Distributed;
 internal sealed class TcpOperation(TcpRoster roster, Tensor? output, Tensor? input, Action body) : CollectiveWork
 {
     private bool isWaited;
+    private bool isFinished;
 
-    public bool IsFinished { get; set; }
+    /// <summary>The lane is done with it; written under the roster's gate.</summary>
+    public bool IsFinished
+    {
+        get => Volatile.Read(ref isFinished);
+        set => Volatile.Write(ref isFinished, value);
+    }
 
     public bool IsFailed { get; set; }
 
     /// <summary>What the lane does.</summary>
     public Action Body => body;
+
+    public override bool IsCompleted => IsFinished;
 
     public override void Wait()
     {

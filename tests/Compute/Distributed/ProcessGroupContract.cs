@@ -189,6 +189,86 @@ public abstract class ProcessGroupContract
     });
 
     [Theory, MemberData(nameof(SizesWithPeers))]
+    public void Start_PeerNotThereYet_ReturnsAtOnceAndWaitCompletesIt(int size)
+    {
+        using var hasStarted = new CountdownEvent(size - 1);
+        Run(size, group =>
+        {
+            if (group.Rank == size - 1) Assert.True(hasStarted.Wait(Patience)); // the others' calls have returned without this rank
+            var tensor = full(1_000, group.Rank + 1.0, dtype: float32);
+            using var work = group.AllReduce(tensor, ReduceOp.Sum);
+            if (group.Rank < size - 1)
+            {
+                Assert.False(work.IsCompleted);
+                hasStarted.Signal();
+            }
+            work.Wait();
+            Assert.True(work.IsCompleted);
+            work.Wait();
+            AssertValues([.. Enumerable.Repeat(size * (size + 1) / 2.0, 1_000)], tensor);
+        });
+    }
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void Start_OnResultOfTheCallBefore_NeedsNoWaitBetween(int size) => Run(size, group =>
+    {
+        var whole = full(4 * size, group.Rank + 1.0, dtype: float32);
+        var own = zeros(4, dtype: float32);
+        var works = new[]
+        {
+            group.AllReduce(whole, ReduceOp.Sum), group.ReduceScatter(own, whole, ReduceOp.Sum), group.AllReduce(own, ReduceOp.Max), group.AllGather(whole, own),
+        };
+        foreach (var work in works) work.Dispose();
+        AssertValues([.. Enumerable.Repeat(size * size * (size + 1) / 2.0, 4 * size)], whole);
+    });
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void Start_CallerFreesItsTensors_ResultIsRight(int size) => Run(size, group =>
+    {
+        var output = zeros(size * 1_000, dtype: float32);
+        CollectiveWork work;
+        using (var input = full(1_000, group.Rank + 1.0, dtype: float32))
+        using (var view = output.view(size, 1_000)) work = group.AllGather(view, input);
+        work.Dispose();
+        AssertValues([.. Enumerable.Range(0, size * 1_000).Select(i => i / 1_000 + 1.0)], output);
+    });
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void SendReceive_LargeBothWaysSendFirst_PassEachOther(int size) => Run(size, group =>
+    {
+        const long Count = 1 << 20; // 4 MiB: more than any buffer on the way
+        var (next, previous) = ((group.Rank + 1) % size, (group.Rank + size - 1) % size);
+        var (fromPrevious, fromNext) = (zeros(Count, dtype: float32), zeros(Count, dtype: float32));
+        var works = new List<CollectiveWork>
+        {
+            group.Send(full(Count, group.Rank + 1.0, dtype: float32), next), group.Send(full(Count, group.Rank + 11.0, dtype: float32), previous),
+        };
+        // With two ranks both messages come from the same peer, in its order.
+        works.Add(group.Receive(size == 2 ? fromPrevious : fromNext, next));
+        works.Add(group.Receive(size == 2 ? fromNext : fromPrevious, previous));
+        foreach (var work in works) work.Dispose();
+        Assert.Equal((previous + 1.0, next + 11.0), (fromPrevious.min().item<float>(), fromNext.min().item<float>()));
+        Assert.Equal((previous + 1.0, next + 11.0), (fromPrevious.max().item<float>(), fromNext.max().item<float>()));
+    });
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
+    public void Send_NotReceivedYet_HoldsUpNoCollective(int size) => Run(size, group =>
+    {
+        var message = full(1 << 20, 5.0, dtype: float32);
+        var sent = group.Rank == 0 ? group.Send(message, size - 1) : CollectiveWork.Completed;
+        var sum = ones(8, dtype: float32);
+        using (group.AllReduce(sum, ReduceOp.Sum)) { }
+        if (group.Rank == size - 1)
+        {
+            var received = zeros(1 << 20, dtype: float32);
+            using (group.Receive(received, 0)) { }
+            Assert.Equal(5f, received.min().item<float>());
+        }
+        sent.Dispose();
+        AssertValues([.. Enumerable.Repeat((double)size, 8)], sum);
+    });
+
+    [Theory, MemberData(nameof(SizesWithPeers))]
     public void Barrier_ReturnsOnlyAfterAllCalled(int size)
     {
         var entered = 0;
