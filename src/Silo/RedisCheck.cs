@@ -13,9 +13,9 @@ public static class RedisCheck
 
     /// <summary>Returns when the Redis answers and can be written.</summary>
     /// <exception cref="ConfigException">CTRL001 not reachable, CTRL002 login refused, CTRL003 read-only, CTRL004 too old; within 5 s.</exception>
-    public static async Task RequireAsync(RedisAddress address, CancellationToken cancellation = default)
+    public static async Task RequireAsync(ClusterAddress address, CancellationToken cancellation = default)
     {
-        var options = address.ToConfiguration();
+        var options = address.ToRedis();
         options.AbortOnConnectFail = true;
         options.ConnectRetry = 1;
         try

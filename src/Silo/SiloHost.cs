@@ -17,9 +17,6 @@ namespace Megatron.Silo;
 /// </summary>
 public sealed class SiloHost : IAsyncDisposable
 {
-    /// <summary>Part of the keys of all grain state; the cluster id tells clusters apart.</summary>
-    public const string ServiceId = "megatron";
-
     private const int MaxPortAttempts = 5;
 
     private readonly IHost host;
@@ -84,7 +81,7 @@ public sealed class SiloHost : IAsyncDisposable
     // A cluster id of its own, so that two runs on one machine can never talk to each other; no gateway, because the only client is inside.
     private static void StandAlone(ISiloBuilder silo)
     {
-        silo.UseLocalhostClustering(FreePort(), gatewayPort: 0, serviceId: ServiceId, clusterId: "local-" + Guid.NewGuid().ToString("N"));
+        silo.UseLocalhostClustering(FreePort(), gatewayPort: 0, serviceId: ClusterAddress.ServiceId, clusterId: "local-" + Guid.NewGuid().ToString("N"));
         silo.AddMemoryGrainStorage(GrainServices.JobStorage);
     }
 
@@ -92,18 +89,18 @@ public sealed class SiloHost : IAsyncDisposable
     {
         silo.Configure<ClusterOptions>(options =>
         {
-            options.ServiceId = ServiceId;
-            options.ClusterId = cluster.Redis?.ClusterName ?? RedisAddress.DefaultClusterName;
+            options.ServiceId = ClusterAddress.ServiceId;
+            options.ClusterId = cluster.Redis?.ClusterId ?? ClusterAddress.ServiceId;
         });
         silo.ConfigureEndpoints(
             cluster.Address, cluster.SiloPort == 0 ? FreePort() : cluster.SiloPort, cluster.GatewayPort == 0 ? FreePort() : cluster.GatewayPort,
             listenOnAnyHostAddress: !IPAddress.IsLoopback(cluster.Address));
         if (cluster.Redis is { } redis)
         {
-            silo.UseRedisClustering(options => options.ConfigurationOptions = redis.ToConfiguration());
+            silo.UseRedisClustering(options => options.ConfigurationOptions = redis.ToRedis());
             silo.AddRedisGrainStorage(GrainServices.JobStorage, options => options.Configure<Serializer>((storage, serializer) =>
             {
-                storage.ConfigurationOptions = redis.ToConfiguration();
+                storage.ConfigurationOptions = redis.ToRedis();
                 storage.GrainStorageSerializer = new OrleansGrainStorageSerializer(serializer);
             }));
         }

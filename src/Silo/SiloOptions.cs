@@ -28,7 +28,7 @@ public sealed record SiloOptions
 public sealed record ClusterJoin
 {
     /// <summary>Membership and grain state in a Redis; null: the silo at <see cref="Primary"/> keeps both in its memory.</summary>
-    public RedisAddress? Redis { get; init; }
+    public ClusterAddress? Redis { get; init; }
 
     /// <summary>Silo endpoint of the first silo of a cluster without Redis; its loss ends the cluster.</summary>
     public IPEndPoint? Primary { get; init; }
