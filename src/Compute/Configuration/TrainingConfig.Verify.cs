@@ -10,6 +10,10 @@ public sealed partial record TrainingConfig
 
     [Option("preset", "Shape that megatron benchmark measures, e.g. qwen3-4b; qwen3-4b:8 keeps 8 layers.", Verify)]
     public string? Preset { get; init; }
+
+    [Option("profile", "File for a Chrome trace of one training step on the GPU; also prints the step's kernels by kind (megatron benchmark).", Verify)]
+    public string? Profile { get; init; }
+
     [Option("dump", "File for what was computed, with the tensor names of golden.safetensors.", Verify)]
     public string? Dump { get; init; }
 }

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Text.Json.Serialization;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
@@ -39,6 +40,13 @@ public sealed record BenchmarkResult
 
     /// <summary>What the allocators hold after the run: the peak, since they give nothing back. 0 on a CPU.</summary>
     public required double PeakMemoryGiB { get; init; }
+
+    /// <summary>Kernels, copies and fills of one step; null without <c>--profile</c>.</summary>
+    public int? LaunchesPerStep => Profile?.Launches;
+
+    /// <summary>What one more step did on the GPU; null without <c>--profile</c>.</summary>
+    [JsonIgnore]
+    public StepProfile? Profile { get; init; }
 }
 
 /// <summary>
@@ -74,7 +82,12 @@ public static class StepBenchmark
             using var scope = NewDisposeScope();
             trainer.AccumulateGradients(batch);
         });
-        return Summarize(preset, config, device, loaded, gpt, batch, seqLength, steps, halves);
+        var result = Summarize(preset, config, device, loaded, gpt, batch, seqLength, steps, halves);
+        if (config.Profile is null) return result;
+        if (device.type != DeviceType.CUDA) throw new ConfigException("BENCH002", "profile records the GPU, and this benchmark runs on the CPU; leave it out or give --device cuda.");
+        var profile = new StepProfile(CudaTrace.Record(() => trainer.TrainStep(batch, 1e-6)));
+        profile.WriteChromeTrace(config.Profile);
+        return result with { Profile = profile };
     }
 
     private static BenchmarkResult Summarize(

@@ -9,6 +9,8 @@ namespace Megatron.Client.Cli.Commands;
 /// <param name="console">Where to print.</param>
 public sealed class BenchmarkCommand(CommandConsole console) : IVerbCommand
 {
+    private const int KernelRows = 30;
+
     private static readonly JsonSerializerOptions SnakeCase = new() { PropertyNamingPolicy = JsonNamingPolicy.SnakeCaseLower };
 
     /// <inheritdoc/>
@@ -23,8 +25,19 @@ public sealed class BenchmarkCommand(CommandConsole console) : IVerbCommand
         Row("TFLOP/s", $"{result.TeraFlopsCausal:F1} causal, {result.TeraFlopsFull:F1} full");
         Row("MFU", $"{100 * result.ModelFlopsUtilization:F1} % of 989.4 TFLOP/s");
         Row("memory", $"{result.PeakMemoryGiB:F1} GiB");
+        if (result.Profile is { } profile) PrintProfile(profile, options.Config.Profile);
         console.Out.WriteLine(JsonSerializer.Serialize(result, SnakeCase));
         return Task.FromResult(ExitCode.Ok);
+    }
+
+    private void PrintProfile(StepProfile profile, string? path)
+    {
+        Row("launches", $"{profile.Launches} in a step of {profile.SpanMs:F1} ms on the GPU, which was idle for {profile.IdleMs:F1} ms; trace in {path}");
+        console.Out.WriteLine($"{"ms",10}{"launches",10}  work");
+        foreach (var row in profile.ByGroup()) Line(row);
+        console.Out.WriteLine($"{"ms",10}{"launches",10}  kernel (the {KernelRows} longest)");
+        foreach (var row in profile.ByKernel().Take(KernelRows)) Line(row);
+        void Line(StepProfileRow row) => console.Out.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{row.Milliseconds,10:F2}{row.Launches,10}  {row.Group}"));
     }
 
     private void Row(string name, FormattableString text) => console.Out.WriteLine($"{name,-10}{text.ToString(CultureInfo.InvariantCulture)}");
