@@ -51,29 +51,42 @@ public sealed class CoreAttention
         return output;
     }
 
-    /// <summary>Gradients of the three inputs, written into the given tensors (strided is fine); frees the store.</summary>
-    public void Backward(Tensor gradOutput_TND, Saved saved, Tensor gradQ_TND, Tensor gradK_TGD, Tensor gradV_TGD)
+    /// <summary>Gradients of the three inputs, in any strides; frees the store.</summary>
+    public AttentionGradients Backward(Tensor gradOutput_TND, Saved saved)
     {
         using var scope = NewDisposeScope();
         var (q, k, v) = (saved.Take(Query), saved.Take(Key), saved.Take(Value));
         if (recompute) Run(q, k, v, saved).Dispose();
         var groups = Plan(saved.Context.Batch);
-        if (RunsPacked(q, saved.Context, groups))
+        if (RunsPacked(q, saved.Context, groups)) return ToOuterScope(packed.Backward(gradOutput_TND, new AttentionInputs(q, k, v), saved.Child(0)));
+        if (groups is [var whole] && whole.NumTokens == q.shape[0])
         {
-            packed.Backward(gradOutput_TND, new AttentionInputs(q, k, v), new AttentionInputs(gradQ_TND, gradK_TGD, gradV_TGD), saved.Child(0));
-            return;
+            var (gradQuery, gradKey, gradValue) = BackwardGroup(0, whole, gradOutput_TND, new AttentionInputs(q, k, v), saved);
+            return ToOuterScope(new AttentionGradients(gradQuery.reshape(q.shape), gradKey.reshape(k.shape), gradValue.reshape(v.shape)));
         }
+        // Padding is in no group: its gradient is zero.
+        var result = new AttentionGradients(zeros(q.shape, q.dtype, q.device), zeros(k.shape, k.dtype, k.device), zeros(v.shape, v.dtype, v.device));
         for (var i = 0; i < groups.Length; i++)
         {
-            var inputs = new AttentionInputs(Rows(q, groups[i]), Rows(k, groups[i]), Rows(v, groups[i]));
-            var gradients = new AttentionInputs(Rows(gradQ_TND, groups[i]), Rows(gradK_TGD, groups[i]), Rows(gradV_TGD, groups[i]));
-            Choose(q, saved.Context, groups[i]).Backward(groups[i], Rows(gradOutput_TND, groups[i]), inputs, gradients, saved.Child(i));
-            saved.Child(i).Drop();
+            using var part = NewDisposeScope();
+            var (gradQuery, gradKey, gradValue) = BackwardGroup(i, groups[i], gradOutput_TND, new AttentionInputs(q, k, v), saved);
+            Rows(result.Query, groups[i]).copy_(gradQuery);
+            Rows(result.Key, groups[i]).copy_(gradKey);
+            Rows(result.Value, groups[i]).copy_(gradValue);
         }
-        var covered = groups.Length == 0 ? 0 : groups[^1].Start + groups[^1].NumTokens;
-        if (covered < q.shape[0])
-            foreach (var gradient in (Tensor[])[gradQ_TND, gradK_TGD, gradV_TGD]) gradient.narrow(0, covered, gradient.shape[0] - covered).zero_();
+        return ToOuterScope(result);
     }
+
+    private AttentionGradients BackwardGroup(int index, SegmentGroup group, Tensor gradOutput_TND, AttentionInputs whole, Saved saved)
+    {
+        var inputs = new AttentionInputs(Rows(whole.Query, group), Rows(whole.Key, group), Rows(whole.Value, group));
+        var gradients = Choose(whole.Query, saved.Context, group).Backward(group, Rows(gradOutput_TND, group), inputs, saved.Child(index));
+        saved.Child(index).Drop();
+        return gradients;
+    }
+
+    private static AttentionGradients ToOuterScope(AttentionGradients gradients) => new(
+        gradients.Query.MoveToOuterDisposeScope(), gradients.Key.MoveToOuterDisposeScope(), gradients.Value.MoveToOuterDisposeScope());
 
     private Tensor Run(Tensor q_TND, Tensor k_TGD, Tensor v_TGD, Saved saved)
     {

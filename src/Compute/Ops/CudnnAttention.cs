@@ -29,16 +29,15 @@ internal sealed class CudnnAttention(AttentionShape shape) : IAttentionKernel
     }
 
     /// <inheritdoc/>
-    public void Backward(SegmentGroup group, Tensor gradOutput, AttentionInputs inputs, AttentionInputs gradients, Saved saved)
+    public AttentionGradients Backward(SegmentGroup group, Tensor gradOutput, AttentionInputs inputs, Saved saved)
     {
         using var scope = NewDisposeScope();
         var state = new CudnnAttentionState(saved.Take(LogSumExp), TakeIfThere(saved, PhiloxSeed), TakeIfThere(saved, PhiloxOffset));
         var (gradQuery, gradKey, gradValue) = CudaAttention.CudnnBackward(
             gradOutput.transpose(1, 2), inputs.Query.transpose(1, 2), inputs.Key.transpose(1, 2), inputs.Value.transpose(1, 2),
             saved.Take(Output), state, shape.Scale);
-        gradients.Query.copy_(gradQuery.transpose(1, 2));
-        gradients.Key.copy_(gradKey.transpose(1, 2));
-        gradients.Value.copy_(gradValue.transpose(1, 2));
+        return new AttentionGradients(
+            gradQuery.transpose(1, 2).MoveToOuterDisposeScope(), gradKey.transpose(1, 2).MoveToOuterDisposeScope(), gradValue.transpose(1, 2).MoveToOuterDisposeScope());
     }
 
     private static Tensor? TakeIfThere(Saved saved, int slot) => saved.Has(slot) ? saved.Take(slot) : null;

@@ -25,14 +25,13 @@ internal sealed class FlashAttention(AttentionShape shape) : IAttentionKernel
     }
 
     /// <inheritdoc/>
-    public void Backward(SegmentGroup group, Tensor gradOutput, AttentionInputs inputs, AttentionInputs gradients, Saved saved)
+    public AttentionGradients Backward(SegmentGroup group, Tensor gradOutput, AttentionInputs inputs, Saved saved)
     {
         using var scope = NewDisposeScope();
         var (gradQuery, gradKey, gradValue) = CpuFlashAttention.Backward(
             gradOutput.transpose(1, 2), inputs.Query.transpose(1, 2), inputs.Key.transpose(1, 2), inputs.Value.transpose(1, 2),
             saved.Take(Output), saved.Take(LogSumExp), isCausal: true, shape.Scale);
-        gradients.Query.copy_(gradQuery.transpose(1, 2));
-        gradients.Key.copy_(gradKey.transpose(1, 2));
-        gradients.Value.copy_(gradValue.transpose(1, 2));
+        return new AttentionGradients(
+            gradQuery.transpose(1, 2).MoveToOuterDisposeScope(), gradKey.transpose(1, 2).MoveToOuterDisposeScope(), gradValue.transpose(1, 2).MoveToOuterDisposeScope());
     }
 }

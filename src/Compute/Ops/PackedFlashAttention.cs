@@ -29,15 +29,13 @@ internal sealed class PackedFlashAttention(AttentionShape shape)
         return output.contiguous().alias().MoveToOuterDisposeScope();
     }
 
-    /// <summary>Writes the three gradients; frees the store.</summary>
-    public void Backward(Tensor gradOutput_TND, AttentionInputs inputs, AttentionInputs gradients, Saved saved)
+    /// <summary>The three gradients; frees the store.</summary>
+    public AttentionGradients Backward(Tensor gradOutput_TND, AttentionInputs inputs, Saved saved)
     {
         using var scope = NewDisposeScope();
         var (gradQuery, gradKey, gradValue) = CudaAttention.FlashBackward(
             gradOutput_TND.contiguous(), inputs.Query, inputs.Key, inputs.Value, saved.Take(Output), saved.Take(LogSumExp), saved.Take(RandomState),
             saved.Take(Unused), saved.Context.CuSeqLens, saved.Context.Batch.MaxSeqLen, shape.Scale);
-        gradients.Query.copy_(gradQuery);
-        gradients.Key.copy_(gradKey);
-        gradients.Value.copy_(gradValue);
+        return new AttentionGradients(gradQuery.MoveToOuterDisposeScope(), gradKey.MoveToOuterDisposeScope(), gradValue.MoveToOuterDisposeScope());
     }
 }

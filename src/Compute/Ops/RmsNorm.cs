@@ -15,11 +15,27 @@ public static class RmsNorm
     /// <returns>y like x, and the reciprocal root […, 1] in the statistics' dtype, which the backward needs.</returns>
     public static (Tensor Output, Tensor InverseRms) Forward(Tensor x, Tensor weight, double epsilon)
     {
-        if (RmsNormKernel.Supports(x, weight)) return RmsNormKernel.Forward(x, weight, epsilon);
+        if (RmsNormKernel.Supports(x, weight))
+        {
+            var (_, output, inverse) = RmsNormKernel.Forward(x, residual: null, weight, epsilon);
+            return (output, inverse);
+        }
         using var wide = Widen(x);
         using var squares = wide.mul(wide);
         var inverseRms = squares.mean([-1], keepdim: true).add_(epsilon).rsqrt_();
         return (Apply(x, weight, inverseRms), inverseRms);
+    }
+
+    /// <summary>The norm of x + residual, and that sum: one pass over memory on a GPU.</summary>
+    /// <param name="x">[T, H].</param>
+    /// <param name="residual">[T, H].</param>
+    public static (Tensor Sum, Tensor Output, Tensor InverseRms) ForwardAdd(Tensor x, Tensor residual, Tensor weight, double epsilon)
+    {
+        if (RmsNormKernel.Supports(x, weight) && RmsNormKernel.Supports(residual, weight)
+            && RmsNormKernel.Forward(x, residual, weight, epsilon) is ({ } fused, var fusedOutput, var fusedInverse)) return (fused, fusedOutput, fusedInverse);
+        var sum = x.add(residual);
+        var (output, inverseRms) = Forward(sum, weight, epsilon);
+        return (sum, output, inverseRms);
     }
 
     /// <summary>The output again from the input and its saved statistics: the same bits as <see cref="Forward"/>.</summary>
@@ -32,11 +48,13 @@ public static class RmsNorm
 
     /// <summary>Both gradients; that of the weight is small, so there is no reason to defer it.</summary>
     /// <param name="gradOutput">[…, H] like y.</param>
+    /// <param name="residualGradient">Added to the gradient of x: what reaches x past the norm; null for nothing.</param>
     /// <returns>Gradient of x in its dtype, and of the weight in the statistics' dtype and the weight's shape.</returns>
-    public static (Tensor GradInput, Tensor GradWeight) Backward(Tensor gradOutput, Tensor x, Tensor weight, Tensor inverseRms)
+    public static (Tensor GradInput, Tensor GradWeight) Backward(Tensor gradOutput, Tensor x, Tensor weight, Tensor inverseRms, Tensor? residualGradient = null)
     {
-        if (RmsNormKernel.Supports(x, weight) && RmsNormKernel.Supports(gradOutput, weight))
-            return RmsNormKernel.Backward(gradOutput, x, weight, inverseRms);
+        if (RmsNormKernel.Supports(x, weight) && RmsNormKernel.Supports(gradOutput, weight)
+            && (residualGradient is null || RmsNormKernel.Supports(residualGradient, weight)))
+            return RmsNormKernel.Backward(gradOutput, x, weight, inverseRms, residualGradient);
         using var wide = Widen(x);
         using var normalized = wide.mul(inverseRms);
         using var gradNormalized = Widen(gradOutput).mul(weight);
@@ -44,7 +62,8 @@ public static class RmsNorm
         using var product = gradNormalized.mul(normalized);
         using var projection = product.mean([-1], keepdim: true);
         var gradInput = gradNormalized.addcmul(normalized, projection, value: -1).mul_(inverseRms);
-        return (gradInput.to_type(x.dtype), gradWeight);
+        var rounded = gradInput.to_type(x.dtype);
+        return (residualGradient is null ? rounded : rounded.add_(residualGradient), gradWeight);
     }
 
     private static Tensor WeightGradientOf(Tensor gradOutput, Tensor normalized, Tensor weight)

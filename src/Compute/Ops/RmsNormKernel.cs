@@ -3,83 +3,47 @@ using static TorchSharp.torch;
 
 namespace Megatron.Compute.Ops;
 
-/// <summary>
-/// <see cref="RmsNorm"/> on a GPU. Takes [T, H] with a weight [H], and heads [T, A, D] as they stand inside a fused projection with a weight
-/// [D] or [A, D].
-/// </summary>
+/// <summary><see cref="RmsNorm"/> on a GPU: rows [T, H] with a weight [H].</summary>
 internal static class RmsNormKernel
 {
     private const string File = "rms_norm.cu";
-    private const int LanesPerHead = 16, BlockThreads = 256, BackwardBlocks = 264; // two blocks for each of 132 multiprocessors
+    private const int MaxThreads = 1024, Multiprocessors = 132; // of a Hopper GPU; others are as correct
 
     /// <summary>True when the kernels compute tensors like these.</summary>
     public static bool Supports(Tensor x, Tensor weight)
     {
-        if (!KernelElement.Supports(x) || weight.dtype != x.dtype || !weight.is_contiguous()) return false;
-        var (width, vector) = (x.shape[^1], KernelElement.VectorLength(x));
-        if (width % vector != 0 || width > 4 * BlockThreads * vector || x.stride(-1) != 1) return false;
-        var isRows = x.shape.Length == 2 && x.is_contiguous() && weight.shape.Length == 1;
-        var isHeads = x.shape.Length == 3 && x.stride(1) == width && x.stride(0) % vector == 0 && width <= LanesPerHead * vector;
-        return (isRows || isHeads) && KernelElement.IsAligned(x);
+        if (!KernelElement.Supports(x) || x.shape.Length != 2 || !x.is_contiguous() || weight.dtype != x.dtype || weight.shape.Length != 1) return false;
+        var (width, vector) = (x.shape[1], KernelElement.VectorLength(x));
+        return width % vector == 0 && width <= MaxThreads * vector && KernelElement.IsAligned(x) && KernelElement.IsAligned(weight);
     }
 
-    /// <summary>See <see cref="RmsNorm.Forward"/>.</summary>
-    public static (Tensor Output, Tensor InverseRms) Forward(Tensor x, Tensor weight, double epsilon)
+    /// <summary>See <see cref="RmsNorm.Forward"/> and <see cref="RmsNorm.ForwardAdd"/>: without a residual the sum is null.</summary>
+    public static (Tensor? Sum, Tensor Output, Tensor InverseRms) Forward(Tensor x, Tensor? residual, Tensor weight, double epsilon)
     {
-        var layout = new Layout(x, weight);
         var output = empty(x.shape, x.dtype, x.device);
-        var inverseRms = empty([.. x.shape[..^1], 1], ScalarType.Float32, x.device);
-        var kernels = CudaKernels.Of(File, KernelElement.Define(x));
-        if (layout.IsSmall)
-        {
-            const int rowsPerBlock = BlockThreads / LanesPerHead;
-            kernels.Launch("rms_norm_forward_heads", Blocks(layout.Rows, rowsPerBlock), 1, BlockThreads, 0,
-                Pointer(x), Pointer(weight), Pointer(output), Pointer(inverseRms), layout.Rows, layout.Heads, layout.Stride, layout.Width, layout.WeightStride,
-                CudaKernels.Float(epsilon));
-        }
-        else
-        {
-            kernels.Launch("rms_norm_forward", (uint)layout.Rows, 1, BlockThreads, 0,
-                Pointer(x), Pointer(weight), Pointer(output), Pointer(inverseRms), layout.Heads, layout.Stride, layout.Width, layout.WeightStride,
-                CudaKernels.Float(epsilon));
-        }
-        return (output, inverseRms);
+        var sum = residual is null ? null : empty(x.shape, x.dtype, x.device);
+        var inverseRms = empty([x.shape[0], 1], ScalarType.Float32, x.device);
+        CudaKernels.Of(File, KernelElement.Define(x)).Launch(
+            "rms_norm_forward", (uint)x.shape[0], 1, Threads(x), 0,
+            Pointer(x), Pointer(residual), Pointer(weight), Pointer(sum), Pointer(output), Pointer(inverseRms), x.shape[1], CudaKernels.Float(epsilon));
+        return (sum, output, inverseRms);
     }
 
-    /// <summary>See <see cref="RmsNorm.Backward"/>; the gradient of x is contiguous.</summary>
-    public static (Tensor GradInput, Tensor GradWeight) Backward(Tensor gradOutput, Tensor x, Tensor weight, Tensor inverseRms)
+    /// <summary>See <see cref="RmsNorm.Backward"/>.</summary>
+    public static (Tensor GradInput, Tensor GradWeight) Backward(Tensor gradOutput, Tensor x, Tensor weight, Tensor inverseRms, Tensor? residualGradient)
     {
-        var layout = new Layout(x, weight);
         var gradInput = empty(x.shape, x.dtype, x.device);
-        var kernels = CudaKernels.Of(File, KernelElement.Define(x));
-        var blocks = layout.IsSmall ? (uint)Math.Max(1, 8 * BackwardBlocks / layout.Heads) : (uint)BackwardBlocks;
-        using var partial = empty([blocks, layout.Heads, layout.Width], ScalarType.Float32, x.device);
-        if (layout.IsSmall)
-        {
-            var sharedBytes = (uint)(BlockThreads / LanesPerHead * layout.Width * sizeof(float));
-            kernels.Launch("rms_norm_backward_heads", blocks, (uint)layout.Heads, BlockThreads, sharedBytes,
-                Pointer(gradOutput), Pointer(x), Pointer(weight), Pointer(inverseRms), Pointer(gradInput), Pointer(partial), layout.Rows / layout.Heads, layout.Heads,
-                gradOutput.stride(0), layout.Stride, layout.Width, layout.WeightStride);
-        }
-        else
-        {
-            kernels.Launch("rms_norm_backward", blocks, 1, BlockThreads, 0,
-                Pointer(gradOutput), Pointer(x), Pointer(weight), Pointer(inverseRms), Pointer(gradInput), Pointer(partial), layout.Rows, layout.Width);
-        }
-        using var summed = partial.sum(dim: 0);
-        return (gradInput, weight.shape.Length == 1 && layout.Heads > 1 ? summed.sum(dim: 0) : summed.reshape(weight.shape));
+        var threads = Threads(x);
+        var blocks = Math.Min(x.shape[0], Multiprocessors * Math.Max(1, MaxThreads / threads));
+        using var partial = empty([blocks, x.shape[1]], ScalarType.Float32, x.device);
+        CudaKernels.Of(File, KernelElement.Define(x)).Launch(
+            "rms_norm_backward", (uint)blocks, 1, threads, 0,
+            Pointer(gradOutput), Pointer(residualGradient), Pointer(x), Pointer(weight), Pointer(inverseRms), Pointer(gradInput), Pointer(partial), x.shape[0], x.shape[1]);
+        return (gradInput, partial.sum(dim: 0));
     }
 
-    private static uint Blocks(long rows, int rowsPerBlock) => (uint)((rows + rowsPerBlock - 1) / rowsPerBlock);
+    /// <summary>Whole warps, one pack a thread.</summary>
+    private static uint Threads(Tensor x) => (uint)((x.shape[1] / KernelElement.VectorLength(x) + 31) / 32 * 32);
 
-    private static long Pointer(Tensor tensor) => Dispatcher.DataPointer(tensor);
-
-    private readonly record struct Layout(long Rows, long Heads, long Stride, long Width, long WeightStride, bool IsSmall)
-    {
-        public Layout(Tensor x, Tensor weight) : this(
-            x.numel() / x.shape[^1], x.shape.Length == 3 ? x.shape[1] : 1, x.stride(0), x.shape[^1], weight.shape.Length == 2 ? weight.shape[1] : 0,
-            x.shape[^1] <= LanesPerHead * KernelElement.VectorLength(x))
-        {
-        }
-    }
+    private static long Pointer(Tensor? tensor) => tensor is null ? 0 : Dispatcher.DataPointer(tensor);
 }

@@ -12,6 +12,12 @@ public sealed class RotaryEmbedding : IDisposable
     private readonly Tensor cos_PD; // P positions, D channels: the two halves are equal
     private readonly Tensor sin_Ph; // h = D / 2 channels
 
+    /// <summary>[positions, D] in the activation dtype.</summary>
+    internal Tensor Cosines => cos_PD;
+
+    /// <summary>[positions, D / 2].</summary>
+    internal Tensor Sines => sin_Ph;
+
     /// <param name="headDim">Channels of a head, even.</param>
     /// <param name="numPositions">Rows of the table: the model's longest position + 1.</param>
     /// <param name="dtype">Activation dtype.</param>

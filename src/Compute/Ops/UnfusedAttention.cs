@@ -31,7 +31,7 @@ internal sealed class UnfusedAttention(AttentionShape shape, AttentionOptions op
     }
 
     /// <inheritdoc/>
-    public void Backward(SegmentGroup group, Tensor gradOutput, AttentionInputs inputs, AttentionInputs gradients, Saved saved)
+    public AttentionGradients Backward(SegmentGroup group, Tensor gradOutput, AttentionInputs inputs, Saved saved)
     {
         using var scope = NewDisposeScope();
         var gradOutput_bRSD = GroupHeads(gradOutput);
@@ -44,11 +44,12 @@ internal sealed class UnfusedAttention(AttentionShape shape, AttentionOptions op
             weights = probabilities.mul(keep).mul_(1.0 / (1.0 - dropout));
             gradProbabilities.mul_(keep).mul_(1.0 / (1.0 - dropout));
         }
-        gradients.Value.copy_(UngroupHeads(weights.transpose(1, 2).bmm(gradOutput_bRSD), group));
+        var gradValue = UngroupHeads(weights.transpose(1, 2).bmm(gradOutput_bRSD), group);
 
         var gradScores = SoftmaxBackward(gradProbabilities, probabilities);
-        gradients.Query.copy_(UngroupHeads(gradScores.bmm(GroupHeads(inputs.Key)).mul_(shape.Scale), group));
-        gradients.Key.copy_(UngroupHeads(gradScores.transpose(1, 2).bmm(GroupHeads(inputs.Query)).mul_(shape.Scale), group));
+        var gradQuery = UngroupHeads(gradScores.bmm(GroupHeads(inputs.Key)).mul_(shape.Scale), group);
+        var gradKey = UngroupHeads(gradScores.transpose(1, 2).bmm(GroupHeads(inputs.Query)).mul_(shape.Scale), group);
+        return new AttentionGradients(gradQuery.MoveToOuterDisposeScope(), gradKey.MoveToOuterDisposeScope(), gradValue.MoveToOuterDisposeScope());
     }
 
     private Tensor Softmax(Tensor query_bRSD, Tensor key_bSD, int seqLen)

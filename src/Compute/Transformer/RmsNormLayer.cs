@@ -21,6 +21,18 @@ public sealed class RmsNormLayer(Parameter weight_H, double epsilon) : ILayer
         return output.MoveToOuterDisposeScope();
     }
 
+    /// <summary>The norm of x + residual, and that sum, which is what is kept.</summary>
+    /// <param name="x">[T, H].</param>
+    /// <param name="residual">[T, H].</param>
+    public (Tensor Sum, Tensor Output) ForwardAdd(Tensor x, Tensor residual, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var (sum, output, inverseRms) = RmsNorm.ForwardAdd(x, residual, weight_H.Data, epsilon);
+        saved.Keep(Input, sum);
+        saved.Keep(InverseRms, inverseRms);
+        return (sum.MoveToOuterDisposeScope(), output.MoveToOuterDisposeScope());
+    }
+
     /// <summary>The output of Forward again, the same bits, from what it kept.</summary>
     public Tensor Recompute(Saved saved)
     {
@@ -29,10 +41,13 @@ public sealed class RmsNormLayer(Parameter weight_H, double epsilon) : ILayer
     }
 
     /// <inheritdoc/>
-    public Tensor BackwardInput(Tensor gradOutput, Saved saved)
+    public Tensor BackwardInput(Tensor gradOutput, Saved saved) => BackwardInput(gradOutput, residualGradient: null, saved);
+
+    /// <summary>The gradient of the input with <paramref name="residualGradient"/> added, which reaches the input past the norm.</summary>
+    public Tensor BackwardInput(Tensor gradOutput, Tensor? residualGradient, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var (gradInput, gradWeight) = RmsNorm.Backward(gradOutput, saved.Take(Input), weight_H.Data, saved.Take(InverseRms));
+        var (gradInput, gradWeight) = RmsNorm.Backward(gradOutput, saved.Take(Input), weight_H.Data, saved.Take(InverseRms), residualGradient);
         saved.Keep(GradWeight, gradWeight);
         return gradInput.MoveToOuterDisposeScope();
     }

@@ -26,6 +26,8 @@ public sealed class SelfAttention : IInputRestorable
     private readonly Parameter? queryNorm;
     private readonly Parameter? keyNorm;
 
+    private QueryKeyNorm? Norm => queryNorm is null || keyNorm is null ? null : new QueryKeyNorm(queryNorm.Data, keyNorm.Data, epsilon);
+
     /// <inheritdoc/>
     public IReadOnlyList<Parameter> Parameters { get; }
 
@@ -63,11 +65,12 @@ public sealed class SelfAttention : IInputRestorable
     {
         using var scope = NewDisposeScope();
         var heads_TQD = qkv.Forward(x, saved.Child(QkvLinear)).view(-1, numHeads + 2 * numGroups, headDim);
-        var queryKey_TAD = heads_TQD.narrow(1, 0, numHeads + numGroups);
-        if (queryNorm is not null) queryKey_TAD = Normalize(queryKey_TAD, saved);
-
-        // In place: either the norm's fresh output or the projection's, which nobody else keeps.
-        rotary.ForwardInPlace(queryKey_TAD, saved.Context.Positions);
+        var (queryKey_TAD, inverseRms) = QueryKeyNormRotary.Forward(heads_TQD, numHeads, numGroups, Norm, rotary, saved.Context.Positions);
+        if (inverseRms is not null)
+        {
+            saved.Keep(RawQueryKey, heads_TQD.narrow(1, 0, numHeads + numGroups));
+            saved.Keep(InverseRms, inverseRms);
+        }
         var attended_TND = core.Forward(
             queryKey_TAD.narrow(1, 0, numHeads), queryKey_TAD.narrow(1, numHeads, numGroups), heads_TQD.narrow(1, numHeads + numGroups, numGroups),
             saved.Child(Core));
@@ -79,13 +82,10 @@ public sealed class SelfAttention : IInputRestorable
     {
         using var scope = NewDisposeScope();
         var gradAttended_TND = output.BackwardInput(gradOutput, saved.Child(OutputLinear)).view(-1, numHeads, headDim);
-        var grad_TQD = empty([gradAttended_TND.shape[0], numHeads + 2 * numGroups, headDim], gradOutput.dtype, gradOutput.device);
-        var gradQueryKey_TAD = grad_TQD.narrow(1, 0, numHeads + numGroups);
-        core.Backward(
-            gradAttended_TND, saved.Child(Core),
-            grad_TQD.narrow(1, 0, numHeads), grad_TQD.narrow(1, numHeads, numGroups), grad_TQD.narrow(1, numHeads + numGroups, numGroups));
-        rotary.BackwardInPlace(gradQueryKey_TAD, saved.Context.Positions);
-        if (queryNorm is not null) gradQueryKey_TAD.copy_(NormalizeBackward(gradQueryKey_TAD, saved));
+        var gradients = core.Backward(gradAttended_TND, saved.Child(Core));
+        var raw = Norm is null ? ((Tensor, Tensor)?)null : (saved.Take(RawQueryKey), saved.Take(InverseRms));
+        var (grad_TQD, gradWeights_2D) = QueryKeyNormRotary.Backward(gradients, raw, Norm, rotary, saved.Context.Positions);
+        if (gradWeights_2D is not null) saved.Keep(GradQkNorm, gradWeights_2D);
         return qkv.BackwardInput(grad_TQD.view(grad_TQD.shape[0], -1), saved.Child(QkvLinear)).MoveToOuterDisposeScope();
     }
 
@@ -96,9 +96,9 @@ public sealed class SelfAttention : IInputRestorable
         qkv.BackwardWeight(saved.Child(QkvLinear));
         if (queryNorm is null || keyNorm is null) return;
         using var scope = NewDisposeScope();
-        var gradWeight_AD = saved.Take(GradQkNorm);
-        WeightGradient.Add(queryNorm, gradWeight_AD.narrow(0, 0, numHeads).sum(dim: 0));
-        WeightGradient.Add(keyNorm, gradWeight_AD.narrow(0, numHeads, numGroups).sum(dim: 0));
+        var gradWeights_2D = saved.Take(GradQkNorm);
+        WeightGradient.Add(queryNorm, gradWeights_2D.select(0, 0));
+        WeightGradient.Add(keyNorm, gradWeights_2D.select(0, 1));
     }
 
     /// <inheritdoc/>
@@ -106,28 +106,6 @@ public sealed class SelfAttention : IInputRestorable
 
     /// <inheritdoc/>
     public void RestoreInput(Tensor x, Saved saved) => qkv.RestoreInput(x, saved.Child(QkvLinear));
-
-    /// <summary>Both norms in one operation: the weight of each head is a row of [A, D].</summary>
-    private Tensor Normalize(Tensor queryKey_TAD, Saved saved)
-    {
-        var (normalized, inverseRms) = RmsNorm.Forward(queryKey_TAD, NormWeights(), epsilon);
-        saved.Keep(RawQueryKey, queryKey_TAD);
-        saved.Keep(InverseRms, inverseRms);
-        return normalized;
-    }
-
-    private Tensor NormalizeBackward(Tensor grad_TAD, Saved saved)
-    {
-        var (gradInput, gradWeight_AD) = RmsNorm.Backward(grad_TAD, saved.Take(RawQueryKey), NormWeights(), saved.Take(InverseRms));
-        saved.Keep(GradQkNorm, gradWeight_AD);
-        return gradInput;
-    }
-
-    private Tensor NormWeights()
-    {
-        if (queryNorm is null || keyNorm is null) throw new InvalidOperationException("This attention has no q/k norm.");
-        return cat([queryNorm.Data.expand(numHeads, headDim), keyNorm.Data.expand(numGroups, headDim)], 0);
-    }
 
     private Parameter CreateOutputWeight(LayerContext context, string prefix, int rank)
     {

@@ -51,9 +51,10 @@ public sealed class TransformerLayer : ILayer
     public Tensor Forward(Tensor x, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var attended = RunBlock(x, attentionNorm, saved.Child(AttentionNorm), attention, saved.Child(Attention));
-        var hidden = x.add(attentionDropout.Forward(attended, region.FirstToken(x.shape[0]), saved.Child(AttentionDropout)));
-        var output = RunBlock(hidden, mlpNorm, saved.Child(MlpNorm), mlp, saved.Child(MlpBlock));
+        var attended = RunBlock(attentionNorm.Forward(x, saved.Child(AttentionNorm)), attention, saved.Child(Attention));
+        var dropped = attentionDropout.Forward(attended, region.FirstToken(x.shape[0]), saved.Child(AttentionDropout));
+        var (hidden, normalized) = mlpNorm.ForwardAdd(x, dropped, saved.Child(MlpNorm));
+        var output = RunBlock(normalized, mlp, saved.Child(MlpBlock));
         return hidden.add(mlpDropout.Forward(output, region.FirstToken(x.shape[0]), saved.Child(MlpDropout))).MoveToOuterDisposeScope();
     }
 
@@ -62,10 +63,9 @@ public sealed class TransformerLayer : ILayer
     {
         using var scope = NewDisposeScope();
         var gradMlp = mlpDropout.Backward(gradOutput, saved.Child(MlpDropout));
-        var gradHidden = RunBlockBackward(gradMlp, mlpNorm, saved.Child(MlpNorm), mlp, saved.Child(MlpBlock)).add_(gradOutput);
+        var gradHidden = RunBlockBackward(gradMlp, gradOutput, mlpNorm, saved.Child(MlpNorm), mlp, saved.Child(MlpBlock));
         var gradAttended = attentionDropout.Backward(gradHidden, saved.Child(AttentionDropout));
-        return RunBlockBackward(gradAttended, attentionNorm, saved.Child(AttentionNorm), attention, saved.Child(Attention))
-            .add_(gradHidden).MoveToOuterDisposeScope();
+        return RunBlockBackward(gradAttended, gradHidden, attentionNorm, saved.Child(AttentionNorm), attention, saved.Child(Attention)).MoveToOuterDisposeScope();
     }
 
     /// <inheritdoc/>
@@ -77,20 +77,22 @@ public sealed class TransformerLayer : ILayer
         attentionNorm.BackwardWeight(saved.Child(AttentionNorm));
     }
 
-    private Tensor RunBlock(Tensor x, RmsNormLayer norm, Saved normSaved, IInputRestorable block, Saved blockSaved)
+    /// <summary>Ends the life of <paramref name="normalized"/> here: the block keeps what it needs.</summary>
+    private Tensor RunBlock(Tensor normalized, IInputRestorable block, Saved blockSaved)
     {
-        using var normalized = norm.Forward(x, normSaved);
-        var output = block.Forward(normalized, blockSaved);
+        using var input = normalized;
+        var output = block.Forward(input, blockSaved);
         if (recomputeNorms) block.DiscardInput(blockSaved);
         return output;
     }
 
-    private Tensor RunBlockBackward(Tensor gradOutput, RmsNormLayer norm, Saved normSaved, IInputRestorable block, Saved blockSaved)
+    /// <param name="residualGradient">What reaches the norm's input past block and norm.</param>
+    private Tensor RunBlockBackward(Tensor gradOutput, Tensor residualGradient, RmsNormLayer norm, Saved normSaved, IInputRestorable block, Saved blockSaved)
     {
         if (recomputeNorms)
             using (var normalized = norm.Recompute(normSaved)) block.RestoreInput(normalized, blockSaved);
         using var gradNormalized = block.BackwardInput(gradOutput, blockSaved);
-        return norm.BackwardInput(gradNormalized, normSaved);
+        return norm.BackwardInput(gradNormalized, residualGradient, normSaved);
     }
 
     private static RmsNormLayer CreateNorm(LayerContext context, string name) =>

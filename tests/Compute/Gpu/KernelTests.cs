@@ -25,13 +25,51 @@ public sealed class KernelTests(ITestOutputHelper output)
     });
 
     [Theory, MemberData(nameof(Precisions))]
-    public void RmsNormOfHeads_InsideAFusedProjection_EqualsReference(ScalarType dtype, double tolerance) => Run((random, generator) =>
+    public void RmsNormWithResidual_RandomShapes_EqualsReference(ScalarType dtype, double tolerance) => Run((random, generator) =>
     {
-        var (tokens, heads, width) = (random.Next(1, 900), random.Next(1, 40), dtype == ScalarType.Float32 ? 4 * random.Next(1, 17) : 8 * random.Next(1, 17));
-        var x = Random([tokens, heads + 3, width], dtype, generator).narrow(1, 0, heads);
-        var weight = Random([heads, width], dtype, generator);
-        var grad = Random([tokens, heads + 3, width], dtype, generator).narrow(1, 0, heads);
-        CompareNorm($"[{tokens}, {heads}, {width}]", x, weight, grad, tolerance);
+        var (rows, width) = (random.Next(1, 3000), 8 * random.Next(1, 256));
+        var (x, residual, grad, residualGradient) = (
+            Random([rows, width], dtype, generator), Random([rows, width], dtype, generator), Random([rows, width], dtype, generator), Random([rows, width], dtype, generator));
+        var weight = Random([width], dtype, generator);
+        var (sum, actual, inverse) = RmsNorm.ForwardAdd(x, residual, weight, 1e-6);
+        var (expectedSum, expected, _) = RmsNorm.ForwardAdd(Wide(x), Wide(residual), Wide(weight), 1e-6);
+        Compare($"sum [{rows}, {width}]", sum, expectedSum, tolerance);
+        Compare("norm of the sum", actual, expected, tolerance);
+        var (gradInput, gradWeight) = RmsNorm.Backward(grad, sum, weight, inverse, residualGradient);
+        var (expectedInput, expectedWeight) = RmsNorm.Backward(Wide(grad), Wide(sum), Wide(weight), inverse.cpu(), Wide(residualGradient));
+        Compare("gradient of the sum", gradInput, expectedInput, tolerance);
+        Compare("gradient of the weight", gradWeight, expectedWeight, tolerance);
+    });
+
+    [Theory, MemberData(nameof(Precisions))]
+    public void QueryKeyNormRotary_RandomShapes_EqualsReference(ScalarType dtype, double tolerance) => Run((random, generator) =>
+    {
+        var (tokens, groups, width, hasNorm) = (random.Next(1, 900), random.Next(1, 9), 16 * random.Next(1, 9), random.Next(4) > 0);
+        var numHeads = groups * random.Next(1, 5);
+        var config = new Megatron.Compute.Configuration.RotaryConfig { Base = 1e4 };
+        using var rotary = new RotaryEmbedding(config, width, 1024, dtype, Megatron.Testing.Gpu.Device);
+        using var rotaryReference = new RotaryEmbedding(config, width, 1024, ScalarType.Float32, CPU);
+        var positions = randint(0, 1024, [tokens], dtype: ScalarType.Int64, device: Megatron.Testing.Gpu.Device, generator: null);
+        var heads = Random([tokens, numHeads + 2 * groups, width], dtype, generator);
+        QueryKeyNorm? norm = hasNorm ? new QueryKeyNorm(Random([width], dtype, generator), Random([width], dtype, generator), 1e-6) : null;
+        QueryKeyNorm? reference = norm is { } given ? new QueryKeyNorm(Wide(given.QueryWeight), Wide(given.KeyWeight), 1e-6) : null;
+        var what = $"[{tokens}, {numHeads} + 2 × {groups}, {width}], {(hasNorm ? "with" : "without")} norm";
+        var (wideHeads, rawWide) = (Wide(heads), Wide(heads));
+
+        var (queryKey, inverse) = QueryKeyNormRotary.Forward(heads.clone(), numHeads, groups, norm, rotary, positions);
+        var (expected, expectedInverse) = QueryKeyNormRotary.Forward(wideHeads, numHeads, groups, reference, rotaryReference, positions.cpu());
+        Compare($"forward {what}", queryKey, expected, tolerance);
+
+        // As cuDNN leaves them: [B, S, N, D] in the memory order of the inputs, here with a stride of its own.
+        var gradients = new AttentionGradients(
+            Random([tokens, numHeads + 1, width], dtype, generator).narrow(1, 0, numHeads), Random([tokens, groups, width], dtype, generator), Random([groups, tokens, width], dtype, generator).transpose(0, 1));
+        var wideGradients = new AttentionGradients(Wide(gradients.Query), Wide(gradients.Key), Wide(gradients.Value));
+        (Tensor, Tensor)? raw = inverse is null ? null : (heads.narrow(1, 0, numHeads + groups), inverse);
+        (Tensor, Tensor)? rawReference = expectedInverse is null ? null : (rawWide.narrow(1, 0, numHeads + groups), expectedInverse);
+        var (gradHeads, gradWeights) = QueryKeyNormRotary.Backward(gradients, raw, norm, rotary, positions);
+        var (expectedHeads, expectedWeights) = QueryKeyNormRotary.Backward(wideGradients, rawReference, reference, rotaryReference, positions.cpu());
+        Compare($"gradient {what}", gradHeads, expectedHeads, tolerance);
+        if (gradWeights is not null && expectedWeights is not null) Compare("gradient of the weights", gradWeights, expectedWeights, tolerance);
     });
 
     [Theory, MemberData(nameof(Precisions))]
