@@ -24,10 +24,16 @@ internal static class CommandLine
 {
     public static Task<CommandResult> RunAsync(params string[] words) => RunAsync(words, CancellationToken.None);
 
-    public static async Task<CommandResult> RunAsync(string[] words, CancellationToken cancellation)
+    /// <summary>The same on several ranks, which are threads of this process.</summary>
+    public static Task<CommandResult> RunAsync(string[] words, int ranks) =>
+        RunAsync(words, name => name == "NPROC_PER_NODE" ? $"{ranks}" : null, CancellationToken.None);
+
+    public static Task<CommandResult> RunAsync(string[] words, CancellationToken cancellation) => RunAsync(words, _ => null, cancellation);
+
+    private static async Task<CommandResult> RunAsync(string[] words, Func<string, string?> environment, CancellationToken cancellation)
     {
         var console = new CommandConsole(new StringWriter { NewLine = "\n" }, new StringWriter { NewLine = "\n" });
-        var code = await new MegatronCli(console, _ => null, TimeProvider.System).RunAsync(words, cancellation);
+        var code = await new MegatronCli(console, environment, TimeProvider.System).RunAsync(words, cancellation);
         return new CommandResult(code, console.Out.ToString() ?? "", console.Error.ToString() ?? "");
     }
 }

@@ -21,6 +21,9 @@ public sealed partial record TrainingConfig
         MegatronTraining, Choices = "binpack|sequential")]
     public string PackingStrategy { get; init; } = "binpack";
 
+    [Option("row_padding_multiple", "Rows of tokens are padded at their end to a multiple of this many tokens; 1 = not padded.", MegatronTraining)]
+    public int RowPaddingMultiple { get; init; } = 128;
+
     [Option("streaming", "Read the data while training; needs train_iters.", MegatronTraining)]
     public bool Streaming { get; init; }
 

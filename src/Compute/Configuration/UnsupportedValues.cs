@@ -90,9 +90,6 @@ public static class UnsupportedValues
         new("moe_token_dispatcher_type", ["alltoall"]),
 
         // Run form, place
-        new("packing", ["false"]),
-        new("packing_length", [""]),
-        new("packing_strategy", ["binpack"]),
         new("streaming", ["false"]),
         new("lazy_tokenize", ["false"]),
         new("devices", [""]),

@@ -75,19 +75,15 @@ public sealed class BatchPlan
         return left >= indices.Length ? indices : indices[..(int)left];
     }
 
-    /// <summary>XxHash64 of the settings of the plan and of the content of its samples: equal on all ranks, or the run must not start.</summary>
-    public ulong Hash(IReadOnlyList<EncodedSample> samples)
+    /// <summary>Adds the settings of the plan to a hash.</summary>
+    public void AppendTo(XxHash64 hash)
     {
-        if (samples.Count != NumSamples) throw new ArgumentException($"the plan covers {NumSamples} samples, got {samples.Count}");
-        var hash = new XxHash64();
         Span<byte> settings = stackalloc byte[20];
         BinaryPrimitives.WriteInt32LittleEndian(settings, NumSamples);
         BinaryPrimitives.WriteInt32LittleEndian(settings[4..], GlobalBatchSize);
         BinaryPrimitives.WriteInt32LittleEndian(settings[8..], (int)Order);
         BinaryPrimitives.WriteUInt64LittleEndian(settings[12..], Order == SampleOrder.Shuffled ? _seed : 0);
         hash.Append(settings);
-        foreach (var sample in samples) sample.AppendTo(hash);
-        return hash.GetCurrentHashAsUInt64();
     }
 
     private int[] OrderOf(long epoch)

@@ -37,12 +37,13 @@ public static class DatasetBuilder
         rows.EncodeAll([.. train, .. validation], report);
         var trainSamples = rows.SamplesOf(train);
         var validationSamples = rows.SamplesOf(validation);
-        CheckSizes(config, train.Length, trainSamples.Count);
+        if (trainSamples.Count == 0)
+            throw new ConfigException("DATA021", $"no training sample is left of {train.Length} rows; see the lines above for the reasons.");
 
         report.Add(string.Create(CultureInfo.InvariantCulture, $"train samples: {trainSamples.Count}, validation samples: {validationSamples.Count}"));
         report.Add(TokenLengths.Describe(trainSamples));
         var split = config.ValDataset.Count == 0 ? Array.ConvertAll(validation, row => files.Items[row.File].Read(row.Row)) : [];
-        return new TrainData(config, seed, trainSamples, validationSamples, split, report);
+        return new TrainData(config, seed, new MemorySamples(trainSamples), new MemorySamples(validationSamples), split, report);
     }
 
     private static int OpenAll(TrainingConfig config, RowParser parser, OpenFiles files, List<string> report)
@@ -81,15 +82,6 @@ public static class DatasetBuilder
             report.Add($"{file.Spec.Path}: {split.Train.Length} rows for training, {split.Validation.Length} for validation");
         }
         return ([.. train], [.. validation]);
-    }
-
-    private static void CheckSizes(TrainingConfig config, int numRows, int numSamples)
-    {
-        if (numSamples == 0)
-            throw new ConfigException("DATA021", $"no training sample is left of {numRows} rows; see the lines above for the reasons.");
-        if (numSamples < config.GlobalBatchSize)
-            throw new ConfigException("DATA021", $"{numSamples} training samples are fewer than one global batch of {config.GlobalBatchSize}; add rows, repeat " +
-                $"them (path#{config.GlobalBatchSize}) or lower global_batch_size.");
     }
 
     private static TruncationStrategy Truncation(TrainingConfig config) => config.TruncationStrategy switch

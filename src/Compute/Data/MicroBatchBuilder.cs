@@ -13,45 +13,34 @@ internal static class MicroBatchBuilder
     public static MicroBatch Build(ReadOnlySpan<EncodedSample> samples, ReadOnlySpan<long> firstTokens, long numGlobalTokens, BatchLayout layout,
         bool masked)
     {
-        var numSampleTokens = 0;
+        var lengths = new int[samples.Length];
         var weighted = false;
-        foreach (var sample in samples)
+        for (var i = 0; i < samples.Length; i++)
         {
-            numSampleTokens += RoundUp(sample.Length, layout.PadSampleToMultiple);
-            weighted |= sample.LossWeights is not null;
+            lengths[i] = samples[i].Length;
+            weighted |= samples[i].LossWeights is not null;
         }
-        var length = RoundUp(numSampleTokens, layout.PadRowToMultiple);
-        var padding = length - numSampleTokens;
-
-        var row = new Row(length, weighted);
-        var cuSeqLens = new int[samples.Length + 1 + (padding > 0 ? 1 : 0)];
-        var samplePadding = layout.PadSampleToMultiple > 1 ? new int[cuSeqLens.Length - 1] : null;
-        var offset = 0;
+        var segments = RowLayout.Of(lengths, layout.PadSampleToMultiple, layout.PadRowToMultiple);
+        var row = new Row(segments.NumTokens, weighted);
         var targets = 0;
         for (var i = 0; i < samples.Length; i++)
         {
-            var sample = samples[i];
-            CopySample(sample, firstTokens[i], row, offset, masked);
+            var (sample, begin) = (samples[i], segments.CuSeqLens[i]);
+            CopySample(sample, firstTokens[i], row, begin, masked);
             if (!masked) targets += sample.NumTargetTokens;
-            var end = offset + RoundUp(sample.Length, layout.PadSampleToMultiple);
-            FillPadding(row, offset, offset + sample.Length, end, numGlobalTokens, layout.PadTokenId);
-            if (samplePadding is not null) samplePadding[i] = end - offset - sample.Length;
-            offset = cuSeqLens[i + 1] = end;
+            FillPadding(row, begin, begin + sample.Length, segments.CuSeqLens[i + 1], numGlobalTokens, layout.PadTokenId);
         }
-        if (padding > 0)
-        {
-            FillPadding(row, offset, offset, length, numGlobalTokens, layout.PadTokenId);
-            cuSeqLens[^1] = length;
-        }
+        var end = segments.NumTokens - segments.NumPaddingTokens;
+        FillPadding(row, end, end, segments.NumTokens, numGlobalTokens, layout.PadTokenId);
         return new MicroBatch
         {
             TokenIds = row.TokenIds,
             Labels = row.Labels,
             LossWeights = row.LossWeights,
             Positions = row.Positions,
-            CuSeqLens = cuSeqLens,
-            NumPaddingTokens = padding,
-            SegmentPadding = samplePadding,
+            CuSeqLens = segments.CuSeqLens,
+            NumPaddingTokens = segments.NumPaddingTokens,
+            SegmentPadding = segments.SegmentPadding,
             GlobalTokenIndex = row.GlobalTokenIndex,
             NumTargetTokens = targets,
         };
@@ -80,8 +69,6 @@ internal static class MicroBatchBuilder
             row.GlobalTokenIndex[i] = numGlobalTokens + (i - begin);
         }
     }
-
-    private static int RoundUp(int value, int multiple) => checked((value + multiple - 1) / multiple * multiple);
 
     private sealed class Row(int length, bool weighted)
     {

@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Text.Encodings.Web;
 using System.Text.Json;
 using Megatron.Compute.Configuration;
@@ -15,31 +16,39 @@ public sealed class TrainData
 
     private readonly int _globalBatchSize;
     private readonly BatchPlan _trainPlan;
+    private readonly PackPlan? _trainPacks;
+    private readonly PackPlan? _validationPacks;
 
-    internal TrainData(TrainingConfig config, ulong seed, IReadOnlyList<EncodedSample> train, IReadOnlyList<EncodedSample> validation,
-        IReadOnlyList<Conversation> validationSplit, IReadOnlyList<string> report)
+    internal TrainData(TrainingConfig config, ulong seed, ISampleSet train, ISampleSet validation, IReadOnlyList<Conversation> validationSplit,
+        IReadOnlyList<string> report)
     {
         _globalBatchSize = config.GlobalBatchSize;
         TrainSamples = train;
         ValidationSamples = validation;
         ValidationSplit = validationSplit;
-        Report = report;
-        var single = config.DataloaderType == "single";
-        _trainPlan = new BatchPlan(train.Count, config.GlobalBatchSize, single ? SampleOrder.Sequential : SampleOrder.Shuffled, seed);
+        _trainPacks = PackIfAsked(config, train);
+        _validationPacks = PackIfAsked(config, validation);
+        var numPlanned = _trainPacks?.Count ?? train.Count;
+        CheckSize(config, numPlanned);
+        _trainPlan = new BatchPlan(numPlanned, config.GlobalBatchSize, config.DataloaderType == "cyclic" ? SampleOrder.Shuffled : SampleOrder.Sequential, seed);
 
-        var lastOfData = single || config.MaxEpochs is not null ? _trainPlan.NumBatches(config.MaxEpochs ?? 1) : (long?)null;
+        var lastOfData = config.DataloaderType == "single" || config.MaxEpochs is not null ? _trainPlan.NumBatches(config.MaxEpochs ?? 1) : (long?)null;
         TrainIters = config.TrainIters ?? lastOfData
             ?? throw new ConfigException("DATA024", "neither train_iters nor max_epochs says how long to train; give one of them.");
         LastIteration = Math.Min(TrainIters, lastOfData ?? long.MaxValue);
         OnePassOfValidation = config.EvalIters < 0;
         EvalIters = validation.Count == 0 ? 0 : OnePassOfValidation ? ValidationPlan().NumBatches(1) : config.EvalIters;
+        Report = [.. report, .. DescribePacking(), DescribeLength(config)];
     }
 
     /// <summary>Training samples in the order of one epoch before the epoch's own shuffle; a repeated row is the same object.</summary>
-    public IReadOnlyList<EncodedSample> TrainSamples { get; }
+    public ISampleSet TrainSamples { get; }
+
+    /// <summary>Packs of the training samples; null without packing.</summary>
+    public PackPlan? TrainPacks => _trainPacks;
 
     /// <summary>Validation samples; may be empty.</summary>
-    public IReadOnlyList<EncodedSample> ValidationSamples { get; }
+    public ISampleSet ValidationSamples { get; }
 
     /// <summary>The rows that were split off the training sets, for <c>val_dataset.jsonl</c>; empty when there was no split.</summary>
     public IReadOnlyList<Conversation> ValidationSplit { get; }
@@ -64,12 +73,12 @@ public sealed class TrainData
 
     /// <summary>The training batches as one rank sees them.</summary>
     public PlannedBatchSource CreateTrainSource(BatchLayout layout) =>
-        new(TrainSamples, _trainPlan, layout, LastBatch.ContinueWithNextEpoch);
+        new(TrainSamples, _trainPacks, _trainPlan, layout, LastBatch.ContinueWithNextEpoch);
 
     /// <summary>The evaluation batches 0 … <see cref="EvalIters"/> − 1 as one rank sees them; null without validation data.</summary>
     public PlannedBatchSource? CreateValidationSource(BatchLayout layout) => ValidationSamples.Count == 0
         ? null
-        : new PlannedBatchSource(ValidationSamples, ValidationPlan(), layout, OnePassOfValidation ? LastBatch.Short : LastBatch.ContinueWithNextEpoch);
+        : new PlannedBatchSource(ValidationSamples, _validationPacks, ValidationPlan(), layout, OnePassOfValidation ? LastBatch.Short : LastBatch.ContinueWithNextEpoch);
 
     /// <summary>Writes <see cref="ValidationSplit"/> as messages rows; does nothing when there was no split.</summary>
     /// <param name="path">Usually <c>val_dataset.jsonl</c> in the output folder.</param>
@@ -84,7 +93,40 @@ public sealed class TrainData
         }
     }
 
-    private BatchPlan ValidationPlan() => new(ValidationSamples.Count, _globalBatchSize, SampleOrder.Sequential, seed: 0);
+    private BatchPlan ValidationPlan() => new(_validationPacks?.Count ?? ValidationSamples.Count, _globalBatchSize, SampleOrder.Sequential, seed: 0);
+
+    private static PackPlan? PackIfAsked(TrainingConfig config, ISampleSet samples)
+    {
+        if (!config.Packing || samples.Count == 0) return null;
+        var lengths = new int[samples.Count];
+        for (var i = 0; i < lengths.Length; i++) lengths[i] = samples.LengthOf(i);
+        var capacity = config.PackingLength ?? config.MaxLength ?? lengths.Max();
+        return Packing.Plan(lengths, capacity, config.PackingStrategy == "sequential" ? PackingStrategy.Sequential : PackingStrategy.BinPack);
+    }
+
+    private static void CheckSize(TrainingConfig config, int numPlanned)
+    {
+        if (numPlanned >= config.GlobalBatchSize) return;
+        throw new ConfigException("DATA021", config.Packing
+            ? $"{numPlanned} packs are fewer than one global batch of {config.GlobalBatchSize}; add rows, lower packing_length or lower global_batch_size."
+            : $"{numPlanned} training samples are fewer than one global batch of {config.GlobalBatchSize}; add rows, repeat them (path#{config.GlobalBatchSize}) or " +
+                "lower global_batch_size.");
+    }
+
+    private IEnumerable<string> DescribePacking()
+    {
+        if (_trainPacks is not { } packs) yield break;
+        yield return string.Create(CultureInfo.InvariantCulture, $"packing: {packs.NumSamples} samples in {packs.Count} packs of at most {packs.Capacity} tokens, " +
+            $"{packs.NumSamples / (double)packs.Count:F1} samples each, filled to {100 * packs.FillRate(TrainSamples.LengthOf):F2} %");
+    }
+
+    private string DescribeLength(TrainingConfig config)
+    {
+        var what = _trainPacks is null ? "samples" : "packs";
+        var length = string.Create(CultureInfo.InvariantCulture, $"{_trainPlan.NumSamples} {what}, {config.GlobalBatchSize} in each iteration, {_trainPlan.NumBatches(1)} iterations an epoch");
+        var epochs = config.MaxEpochs is { } limit ? $"max_epochs = {limit}" : config.DataloaderType == "single" ? "one pass" : "no limit of epochs";
+        return string.Create(CultureInfo.InvariantCulture, $"training length: {length}; {epochs}: {LastIteration} iterations ({LastIteration * (double)config.GlobalBatchSize / _trainPlan.NumSamples:F2} epochs)");
+    }
 
     private static void WriteRow(Utf8JsonWriter writer, Conversation row)
     {

@@ -85,8 +85,8 @@ public static class RunPreparation
             Fp16 = dtype == "float16",
             Template = template,
             MoeAuxLossCoeff = model.Moe is null ? config.MoeAuxLossCoeff : config.MoeAuxLossCoeff ?? hf.RouterAuxLossCoeff ?? 0,
-            MaxLength = config.MaxLength ?? model.MaxPositionEmbeddings,
-            SeqLength = config.SeqLength ?? config.MaxLength ?? model.MaxPositionEmbeddings,
+            MaxLength = config.MaxLength ?? config.PackingLength ?? model.MaxPositionEmbeddings,
+            SeqLength = config.SeqLength ?? config.PackingLength ?? config.MaxLength ?? model.MaxPositionEmbeddings,
             EvalInterval = config.EvalInterval ?? config.SaveInterval,
             Load = config.Load is null ? null : Path.GetFullPath(config.Load),
         };

@@ -97,14 +97,14 @@ public static class RunSettings
         worldSize, config.TensorModelParallelSize, config.PipelineModelParallelSize, config.ContextParallelSize, config.ExpertModelParallelSize,
         config.ExpertTensorParallelSize);
 
-    /// <summary>How this rank's micro-batches are laid out: rows padded to a multiple of 128, samples to 2·cp.</summary>
+    /// <summary>How this rank's micro-batches are laid out: rows padded to a multiple of <c>row_padding_multiple</c>, samples to 2·cp.</summary>
     public static BatchLayout BatchLayout(TrainingConfig config, ParallelState parallel, ITokenizer tokenizer) => new()
     {
         DataParallelRank = parallel.DataParallel.Rank,
         DataParallelSize = parallel.DataParallel.Size,
         MicroBatchSize = config.MicroBatchSize,
-        PadRowToMultiple = 128,
-        PadSampleToMultiple = config.ContextParallelSize == 1 ? 1 : 2 * config.ContextParallelSize,
+        PadRowToMultiple = RowLayout.RowMultiple(config.RowPaddingMultiple, config.ContextParallelSize, config.SequenceParallel ? config.TensorModelParallelSize : 1),
+        PadSampleToMultiple = RowLayout.SampleMultiple(config.ContextParallelSize),
         PadTokenId = tokenizer.PadId ?? 0,
     };
 

@@ -227,14 +227,14 @@ public sealed class ConfigValidatorTests
     public void ThrowIfInvalid_UnsupportedAndWrong_BothAreListed()
     {
         var failure = Assert.Throws<ConfigException>(() =>
-            ConfigValidator.ThrowIfInvalid(new TrainingConfig { Packing = true, Lr = -1 }, Dense, 1));
+            ConfigValidator.ThrowIfInvalid(new TrainingConfig { PushToHub = true, Lr = -1 }, Dense, 1));
         Assert.Equal(["CFG005", "CFG004"], failure.Errors.Select(error => error.Code));
     }
 
     [Theory]
-    [InlineData("""{"packing": true}""", "--packing = true is not supported yet; use false.")]
+    [InlineData("""{"push_to_hub": true}""", "--push_to_hub = true is not supported yet; use false.")]
     [InlineData("""{"model_revision": "v2"}""", "--model_revision = v2 is not supported yet; give a local folder: nothing is fetched from a hub yet.")]
-    [InlineData("""{"dataloader_type": "external"}""", "--dataloader_type = external is not supported yet; use cyclic or single.")]
+    [InlineData("""{"fp8_format": "e4m3"}""", "--fp8_format = e4m3 is not supported yet; leave the option out.")]
     [InlineData("""{"model_kwargs": {"a": "b"}}""", "--model_kwargs = {\"a\":\"b\"} is not supported yet; leave the option out.")]
     [InlineData("""{"recompute_modules": ["mla_up_proj"]}""", "--recompute_modules = mla_up_proj is not supported yet; choose among core_attn, mlp, moe, moe_act or layernorm.")]
     [InlineData("""{"context_parallel_size": 2}""", "--context_parallel_size = 2 is not supported yet; use 1.")]

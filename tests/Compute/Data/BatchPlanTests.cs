@@ -75,15 +75,18 @@ public sealed class BatchPlanTests
         EncodedSample[] otherWeight = [new([1, 2], [2, -100], [2f, 0f]), new([3, 4], [4, -100], null)];
         var hashes = new[]
         {
-            new BatchPlan(2, 2, SampleOrder.Shuffled, 1).Hash(samples),
-            new BatchPlan(2, 2, SampleOrder.Shuffled, 1).Hash(otherToken),
-            new BatchPlan(2, 2, SampleOrder.Shuffled, 1).Hash(otherLabel),
-            new BatchPlan(2, 2, SampleOrder.Shuffled, 1).Hash(otherWeight),
-            new BatchPlan(2, 1, SampleOrder.Shuffled, 1).Hash(samples),
-            new BatchPlan(2, 2, SampleOrder.Shuffled, 2).Hash(samples),
-            new BatchPlan(2, 2, SampleOrder.Sequential, 1).Hash(samples),
+            Hash(new BatchPlan(2, 2, SampleOrder.Shuffled, 1), samples),
+            Hash(new BatchPlan(2, 2, SampleOrder.Shuffled, 1), otherToken),
+            Hash(new BatchPlan(2, 2, SampleOrder.Shuffled, 1), otherLabel),
+            Hash(new BatchPlan(2, 2, SampleOrder.Shuffled, 1), otherWeight),
+            Hash(new BatchPlan(2, 1, SampleOrder.Shuffled, 1), samples),
+            Hash(new BatchPlan(2, 2, SampleOrder.Shuffled, 2), samples),
+            Hash(new BatchPlan(2, 2, SampleOrder.Sequential, 1), samples),
         };
         Assert.Equal(hashes.Length, hashes.Distinct().Count());
-        Assert.Equal(hashes[0], new BatchPlan(2, 2, SampleOrder.Shuffled, 1).Hash(samples));
+        Assert.Equal(hashes[0], Hash(new BatchPlan(2, 2, SampleOrder.Shuffled, 1), samples));
+
+        static ulong Hash(BatchPlan plan, EncodedSample[] samples) =>
+            new PlannedBatchSource(samples, plan, BatchLayout.SingleRankUnpadded(1), LastBatch.ContinueWithNextEpoch).PlanHash;
     }
 }

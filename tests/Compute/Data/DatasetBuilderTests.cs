@@ -103,6 +103,31 @@ public sealed class DatasetBuilderTests : IDisposable
         Assert.Equal(last, data.LastIteration);
     }
 
+    [Theory]
+    [InlineData("binpack")]
+    [InlineData("sequential")]
+    public void Build_Packing_CountsPacksAndTellsTheLength(string strategy)
+    {
+        var config = DataFolder.Config(Rows("a.jsonl", 40)) with
+        {
+            Packing = true, PackingLength = 100, MaxLength = 100, PackingStrategy = strategy, GlobalBatchSize = 4, MicroBatchSize = 2, TrainIters = null, MaxEpochs = 2,
+        };
+        var data = DataFolder.Build(config);
+        var packs = Assert.IsType<PackPlan>(data.TrainPacks);
+        Assert.Equal(40, packs.NumSamples);
+        Assert.Equal((2 * packs.Count + 3) / 4, data.LastIteration);
+        Assert.Contains(data.Report, line => line.StartsWith($"packing: 40 samples in {packs.Count} packs of at most 100 tokens"));
+        Assert.Contains(data.Report, line => line.Contains($"max_epochs = 2: {data.LastIteration} iterations"));
+        var batch = data.CreateTrainSource(BatchLayout.SingleRankUnpadded(2)).Get(0);
+        Assert.Equal((2, 4), (batch.MicroBatches.Count, batch.NumSamplesGlobal));
+        Assert.All(batch.MicroBatches, row => Assert.InRange(row.NumTokens, 101, 200));
+        Assert.All(batch.MicroBatches, row => Assert.True(row.CuSeqLens.Length > 3));
+    }
+
+    [Fact]
+    public void Build_FewerPacksThanAGlobalBatch_IsRefused() => AssertRefused("DATA021", "packs are fewer than one global batch of 4",
+        DataFolder.Config(Rows("a.jsonl", 8)) with { Packing = true, PackingLength = 500, MaxLength = 500, GlobalBatchSize = 4 });
+
     [Fact]
     public void Build_FewerSamplesThanAGlobalBatch_IsRefused() =>
         AssertRefused("DATA021", "3 training samples are fewer than one global batch of 4", DataFolder.Config(Rows("a.jsonl", 3)) with { GlobalBatchSize = 4 });
