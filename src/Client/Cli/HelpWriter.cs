@@ -61,7 +61,7 @@ public static class HelpWriter
         if (ReferenceEquals(writer, Console.Out) && !Console.IsOutputRedirected) console.Profile.Width = Math.Max(Console.WindowWidth, 80);
         else console.Profile.Width = 140;
         console.WriteLine($"megatron {verb.Name}: {verb.Summary}");
-        if (!verb.TakesOptions) return ExitCode.Ok;
+        if (!verb.TakesOptions) return WriteWordOptions(writer, verb);
         console.WriteLine("Names may be written with _ or -; flags may stand alone; lists are separated by spaces; the last of several values wins.");
         foreach (var section in OptionCatalog.All.Where(option => verb.Sections.Contains(option.Section) || verb.FurtherOptions.Contains(option.Name)).GroupBy(option => option.Section))
         {
@@ -74,6 +74,14 @@ public static class HelpWriter
             console.Write(table);
         }
 
+        return ExitCode.Ok;
+    }
+
+    private static int WriteWordOptions(TextWriter writer, Verb verb)
+    {
+        if (verb.Usage.Length > 0) writer.WriteLine($"usage: {verb.Usage}");
+        foreach (var option in verb.WordOptions)
+            writer.WriteLine($"  {$"--{option.Name} {option.Value}".TrimEnd(),-32} {option.Help}");
         return ExitCode.Ok;
     }
 

@@ -23,11 +23,11 @@ public sealed record LaunchEnvironment(
     /// <summary>Ranks of the run: nodes × ranks per node.</summary>
     public int WorldSize => (ProcessesPerNode ?? 1) * (Nodes ?? 1);
 
-    /// <summary>Refuses what needs ranks on other nodes.</summary>
+    /// <summary>Refuses ranks on other nodes for a verb that cannot have them.</summary>
     /// <exception cref="ConfigException">CFG004.</exception>
-    public void RequireOneNode()
+    public void RequireOneNode(string verb)
     {
-        if (Nodes > 1) throw new ConfigException("CFG004", $"A run on NNODES = {Nodes} nodes is not supported yet; set NNODES = 1.");
+        if (Nodes > 1) throw new ConfigException("CFG004", $"megatron {verb} runs on one node, but NNODES = {Nodes}; set NNODES = 1.");
     }
 
     /// <summary>Reads the variables; an empty one counts as not set.</summary>

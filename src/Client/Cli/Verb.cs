@@ -50,9 +50,10 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
         new("tokenize", "Show the tokens and label masks of texts or rows.", TokenizeSections, console => new TokenizeCommand(console)),
         new("quickstart", "Train a tiny model from nothing to see everything work.", NoSections,
             console => new QuickstartCommand(console, Environment.GetEnvironmentVariable, TimeProvider.System)),
-        new("silo", "Host the devices of this node for a cluster.", NoSections, console => new NotBuiltCommand(console)),
-        new("jobs", "List, follow and stop jobs.", NoSections, console => new NotBuiltCommand(console)),
-        new("cluster", "Show the silos of a cluster.", NoSections, console => new NotBuiltCommand(console)),
+        new("silo", "Host the devices of this node for a cluster.", NoSections, console => new SiloCommand(console))
+            { WordOptions = SiloCommand.Options, Usage = "megatron silo --cluster redis://host:port [--option value ...]" },
+        new("jobs", "List, follow and stop jobs of a cluster.", NoSections, console => new JobsCommand(console, TimeProvider.System))
+            { WordOptions = JobsCommand.Options, Usage = JobsCommand.Usage },
         new("completion", "Print a completion script: bash or zsh.", NoSections, console => new CompletionCommand(console)),
         new("docs", "Print generated documentation: parameters.", NoSections, console => new DocsCommand(console)) { IsHidden = true },
     ];
@@ -62,6 +63,12 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
 
     /// <summary>Options outside <see cref="Sections"/> that it reads too.</summary>
     public IReadOnlySet<string> FurtherOptions { get; init; } = new HashSet<string>();
+
+    /// <summary>Options of a verb that describes no run; it gets its words as they are.</summary>
+    public IReadOnlyList<WordOption> WordOptions { get; init; } = [];
+
+    /// <summary>How such a verb is called.</summary>
+    public string Usage { get; init; } = "";
 
     /// <summary>True when the help does not list it.</summary>
     public bool IsHidden { get; init; }

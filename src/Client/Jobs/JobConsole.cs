@@ -5,7 +5,7 @@ using Megatron.Grains.Jobs;
 namespace Megatron.Client.Jobs;
 
 /// <summary>
-/// Shows a job as plain lines and writes its <c>logging.jsonl</c>. On a terminal there is a progress line below them, and colour for warnings
+/// Shows a job as plain lines and, for the console that submitted it, writes its <c>logging.jsonl</c>. On a terminal there is a progress line below them, and colour for warnings
 /// and errors.
 /// </summary>
 public sealed class JobConsole : IJobConsole, IDisposable
@@ -18,18 +18,18 @@ public sealed class JobConsole : IJobConsole, IDisposable
     private readonly TextWriter error;
     private readonly bool isTerminal;
     private readonly TimeZoneInfo zone;
-    private readonly TrainingLogFile log;
-    private readonly RunLogOptions options;
+    private readonly TrainingLogFile? log;
+    private readonly RunLogOptions? options;
     private readonly List<JobStepDone> early = [];
     private readonly ProgressLine? progress;
     private TrainingPlanned? plan;
     private StepWindow? window;
     private TensorBoardLog? tensorBoard;
 
-    /// <param name="options">The run folder and what is written there.</param>
+    /// <param name="options">The run folder and what is written there; null for a console that only looks on and writes no file.</param>
     /// <param name="columns">Width of the terminal; null when the output is piped: then there is no colour and no progress line.</param>
     /// <param name="zone">Time zone of the times shown.</param>
-    public JobConsole(TextWriter output, TextWriter error, RunLogOptions options, int? columns, TimeZoneInfo zone)
+    public JobConsole(TextWriter output, TextWriter error, RunLogOptions? options, int? columns, TimeZoneInfo zone)
     {
         // A signal speaks while events are shown.
         this.output = TextWriter.Synchronized(output);
@@ -38,7 +38,7 @@ public sealed class JobConsole : IJobConsole, IDisposable
         progress = columns is { } width ? new ProgressLine(this.output, width) : null;
         this.zone = zone;
         this.options = options;
-        log = new TrainingLogFile(options);
+        log = options is null ? null : new TrainingLogFile(options);
     }
 
     /// <inheritdoc/>
@@ -89,7 +89,7 @@ public sealed class JobConsole : IJobConsole, IDisposable
 
     public void Dispose()
     {
-        log.Dispose();
+        log?.Dispose();
         tensorBoard?.Dispose();
     }
 
@@ -98,7 +98,7 @@ public sealed class JobConsole : IJobConsole, IDisposable
     {
         plan = planned.Plan;
         window = new StepWindow(plan.TrainIterations, plan.LogInterval, plan.GlobalBatchSize, planned.WorldSize);
-        if (options.TensorBoard is { } points)
+        if (options?.TensorBoard is { } points)
             tensorBoard ??= new TensorBoardLog(points, plan.GlobalBatchSize, planned.WorldSize);
         foreach (var step in early)
             ShowStep(step);
@@ -115,8 +115,8 @@ public sealed class JobConsole : IJobConsole, IDisposable
         tensorBoard?.Write(done.Time, done.Step);
         if (window.Add(done.Step) is { } summary)
         {
-            Say(ConsoleLines.Step(Local(done), summary, options.Throughput));
-            log.Write(summary);
+            Say(ConsoleLines.Step(Local(done), summary, options?.Throughput ?? false));
+            log?.Write(summary);
         }
         progress?.Show(done.Step.Iteration, plan.TrainIterations, done.Step.StepTime, done.Step.Loss);
         if (done.Step.Iteration == plan.TrainIterations)
@@ -129,7 +129,7 @@ public sealed class JobConsole : IJobConsole, IDisposable
         tensorBoard?.Write(evaluated.Time, evaluation);
         foreach (string line in ConsoleLines.Evaluation(evaluation))
             Say(line);
-        log.Write(evaluation, plan?.TrainIterations ?? evaluation.Iteration);
+        log?.Write(evaluation, plan?.TrainIterations ?? evaluation.Iteration);
     }
 
     private void ShowNotice(JobNotice notice)

@@ -36,7 +36,7 @@ internal static class RangeRules
         AtLeast("lr", 0), AtLeast("min_lr", 0), AtLeast("lr_decay_iters", 1), AtLeast("lr_warmup_iters", 0), BelowOne("lr_warmup_fraction"),
         AtLeast("weight_decay", 0), AtLeast("clip_grad", 0), BelowOne("adam_beta1"), BelowOne("adam_beta2"), Positive("adam_eps"),
         BelowOne("sgd_momentum"),
-        AtLeast("save_interval", 1), AtLeast("save_total_limit", 1),
+        AtLeast("max_restarts", 0), AtLeast("save_interval", 1), AtLeast("save_total_limit", 1),
         AtLeast("tensor_model_parallel_size", 1), AtLeast("pipeline_model_parallel_size", 1), AtLeast("context_parallel_size", 1),
         AtLeast("expert_model_parallel_size", 1), AtLeast("expert_tensor_parallel_size", 1), AtLeast("sequence_parallel_size", 1),
         AtLeast("decoder_first_pipeline_num_layers", 1), AtLeast("decoder_last_pipeline_num_layers", 1),
@@ -99,8 +99,8 @@ internal static class RangeRules
             errors.Add(new("CFG005", $"--max_shard_size = {config.MaxShardSize} is no size; give one such as 500MB or 5GB."));
         if (config.Devices is { } devices && !IsDeviceList(devices))
             errors.Add(new("CFG005", $"--devices = {devices} is no list of device numbers; give one such as 0,1 with each number once."));
-        if (config.JobId is { } job && !(job.Length is > 0 and <= 128 && job.All(c => char.IsAsciiLetterOrDigit(c) || c is '-' or '_' or '.')))
-            errors.Add(new("CFG005", $"--job_id = {job} is no name; use 1 to 128 letters, digits, '-', '_' and '.'."));
+        if (config.JobId is { } job && !(job.Length is > 0 and <= 128 && char.IsAsciiLetterOrDigit(job[0]) && job.All(c => char.IsAsciiLetterOrDigit(c) || c is '-' or '_' or '.')))
+            errors.Add(new("CFG005", $"--job_id = {job} is no name; use 1 to 128 letters, digits, '-', '_' and '.', the first a letter or digit."));
     }
 
     private static bool IsSize(string text)

@@ -17,6 +17,9 @@ public sealed partial record TrainingConfig
     [Option("job_id", "Name of the job.", Run, DefaultFrom = "the output folder")]
     public string? JobId { get; init; }
 
+    [Option("max_restarts", "How often the ranks are started again after operating faults, with no checkpoint in between, before the job fails.", Run)]
+    public int MaxRestarts { get; init; }
+
     [Option("resume", "Continue from the newest complete checkpoint of the output folder.", Run)]
     public bool Resume { get; init; }
 

@@ -93,7 +93,6 @@ public static class UnsupportedValues
         new("streaming", ["false"]),
         new("lazy_tokenize", ["false"]),
         new("devices", [""]),
-        new("cluster", [""]),
 
         // Inference and export
         new("adapters", [""]),

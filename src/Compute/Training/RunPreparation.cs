@@ -30,11 +30,17 @@ public static class RunPreparation
     /// <param name="isPretraining"><c>pt</c>.</param>
     /// <param name="worldSize">Ranks of the job.</param>
     /// <param name="time">Source of the folder's time stamp.</param>
+    /// <param name="folderName">
+    /// Name of the run's folder below <c>--save</c>, instead of a new version: whoever submits the same job again must name the same folder.
+    /// </param>
     /// <exception cref="ConfigException">As <see cref="Check"/>, or the folder cannot be written.</exception>
-    public static PreparedRun Prepare(TrainingConfig config, GivenOptions given, bool isPretraining, int worldSize, TimeProvider time)
+    public static PreparedRun Prepare(
+        TrainingConfig config, GivenOptions given, bool isPretraining, int worldSize, TimeProvider time, string? folderName = null)
     {
         var run = Check(config, given, isPretraining, worldSize, time);
-        var (folder, firstMade) = RunFolder.Create(run.Folder, run.Config.AddVersion, time);
+        var (folder, firstMade) = folderName is null
+            ? RunFolder.Create(run.Folder, run.Config.AddVersion, time)
+            : RunFolder.Create(Path.Combine(run.Folder, folderName), addVersion: false, time);
         var resolved = run.Config with { Save = folder, JobId = run.Config.JobId ?? Path.GetFileName(folder) };
         return run with { Config = resolved, FirstMadeFolder = firstMade };
     }

@@ -52,7 +52,7 @@ public sealed class ConfigValidatorTests
         { """{"date_string": "yesterday"}""", 1, "d", "CFG005 --date_string = yesterday is no date; give one such as \"26 Jul 2024\"." },
         { """{"max_shard_size": "5 apples"}""", 1, "d", "CFG005 --max_shard_size = 5 apples is no size; give one such as 500MB or 5GB." },
         { """{"devices": "0,0"}""", 1, "d", "CFG005 --devices = 0,0 is no list of device numbers; give one such as 0,1 with each number once." },
-        { """{"job_id": "../x"}""", 1, "d", "CFG005 --job_id = ../x is no name; use 1 to 128 letters, digits, '-', '_' and '.'." },
+        { """{"job_id": "../x"}""", 1, "d", "CFG005 --job_id = ../x is no name; use 1 to 128 letters, digits, '-', '_' and '.', the first a letter or digit." },
         { """{"dataset": ["a"], "interleave_prob": [0.7, 0.7]}""", 1, "d",
             "CFG005 --interleave_prob = 0.7 0.7 are no probabilities; give numbers from 0 to 1 whose sum is 1." },
         { """{"dataset": ["a"], "interleave_prob": [0.5, 0.5]}""", 1, "d",

@@ -1,63 +1,50 @@
+using Megatron.Client.Cluster;
 using Megatron.Client.Jobs;
 using Megatron.Compute.Native;
 using Megatron.Compute.Training;
-using Megatron.Grains.Jobs;
 using Megatron.Silo;
 
 namespace Megatron.Client.Cli.Commands;
 
-/// <summary><c>megatron sft</c> and <c>megatron pt</c>: prepares the run, submits it to a silo in this process and follows it.</summary>
+/// <summary>
+/// <c>megatron sft</c> and <c>megatron pt</c>: prepares the run, submits it and follows it. Where to: the cluster of <c>--cluster</c>, the
+/// nodes of NNODES, or a silo in this process.
+/// </summary>
 /// <param name="console">Where to print.</param>
 public sealed class TrainCommand(CommandConsole console) : IVerbCommand
 {
     /// <inheritdoc/>
-    public async Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
+    public Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
     {
-        options.Environment.RequireOneNode();
-        var worldSize = options.Environment.WorldSize;
-        var isJson = options.Config.Output == "json";
-        var lines = isJson ? console.Error : console.Out;
-        if (options.Config.DryRun)
-        {
-            var plan = RunPreparation.Check(options.Config, options.Given, options.Verb == "pt", worldSize, TimeProvider.System);
-            foreach (var line in DryRun.Describe(plan, worldSize)) console.Out.WriteLine(line);
-            return ExitCode.Ok;
-        }
-
-        var run = RunPreparation.Prepare(options.Config, options.Given, options.Verb == "pt", worldSize, TimeProvider.System);
-        foreach (var notice in run.Notices) lines.WriteLine(notice);
-        lines.WriteLine($"output folder: {run.Folder}");
-        var exitCode = await FollowAsync(options, run, worldSize, isJson, cancellationToken);
-        if (exitCode == ExitCode.BadInput) RunFolder.RemoveUnused(run.Folder, run.FirstMadeFolder);
-        return exitCode;
+        bool isOnCluster = options.Config.Cluster is { Length: > 0 };
+        if (options.Config.DryRun && !isOnCluster) return DescribeAsync(options);
+        if (isOnCluster) return new ClusterTraining(console, TimeProvider.System).RunAsync(options, cancellationToken);
+        options.Environment.RequireOneNode(options.Verb);
+        return RunHereAsync(options, cancellationToken);
     }
 
-    private async Task<int> FollowAsync(ParsedOptions options, PreparedRun run, int worldSize, bool isJson, CancellationToken cancellationToken)
+    private Task<int> DescribeAsync(ParsedOptions options)
     {
+        var worldSize = options.Environment.WorldSize;
+        var plan = RunPreparation.Check(options.Config, options.Given, options.Verb == "pt", worldSize, TimeProvider.System);
+        foreach (var line in DryRun.Describe(plan, worldSize)) console.Out.WriteLine(line);
+        return Task.FromResult(ExitCode.Ok);
+    }
+
+    private async Task<int> RunHereAsync(ParsedOptions options, CancellationToken cancellationToken)
+    {
+        var worldSize = options.Environment.WorldSize;
+        var run = RunPreparation.Prepare(options.Config, options.Given, options.Verb == "pt", worldSize, TimeProvider.System);
+        using var view = JobView.ForRun(console, run, options.Config.Output);
+        view.SayStart(run);
         var environment = RankEnvironment.InProcess(new LibTorchOptions { Folder = options.Environment.LibTorch }, TimeProvider.System, worldSize);
         using var signals = StopSignals.OfThisProcess();
         using var stop = cancellationToken.Register(signals.Raise);
-        using var text = new JobConsole(
-            isJson ? TextWriter.Null : console.Out, console.Error, RunLogOptions.Of(run.Config, run.Folder), Console.IsOutputRedirected ? null : Console.WindowWidth, TimeZoneInfo.Local);
-        IJobConsole follower = isJson ? new JobEventLines(console.Out, text, TimeProvider.System) : text;
         var exitCode = await LocalRun.RunAsync(
-            Spec(run, worldSize), SiloOptions.ForLocalJob(worldSize, Path.Combine(run.Folder, "logs")),
-            localRank => new RankWorker(localRank, start => new TrainingRun(start, environment)), follower, signals);
-        if (exitCode == ExitCode.Ok && !isJson)
-        {
-            console.Out.WriteLine($"checkpoints, args.json and logging.jsonl: {run.Folder}");
-            console.Out.WriteLine($"talk to the model: megatron infer --model {run.Folder} --stream");
-        }
+            JobSpecs.Of(run, worldSize), SiloOptions.ForLocalJob(worldSize, Path.Combine(run.Folder, "logs")),
+            localRank => new RankWorker(localRank, start => new TrainingRun(start, environment)), view.Console, signals);
+        if (exitCode == ExitCode.Ok) view.SayWhereTheResultsAre(run.Folder);
+        if (exitCode == ExitCode.BadInput) RunFolder.RemoveUnused(run.Folder, run.FirstMadeFolder);
         return exitCode;
     }
-
-    private static JobSpec Spec(PreparedRun run, int worldSize) => new()
-    {
-        JobId = run.Config.JobId ?? throw new InvalidOperationException("The prepared run has no job id."),
-        Name = Path.GetFileName(run.Folder),
-        ConfigJson = run.Config.ToJson(),
-        WorldSize = worldSize,
-        PipelineSize = run.Config.PipelineModelParallelSize,
-        OutputFolder = run.Folder,
-    };
 }

@@ -12,7 +12,7 @@ public sealed class VerifyCommand(CommandConsole console) : IVerbCommand
     /// <inheritdoc/>
     public Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
     {
-        options.Environment.RequireOneNode();
+        options.Environment.RequireOneNode(options.Verb);
         var worldSize = options.Environment.WorldSize;
         var libTorch = new LibTorchOptions { Folder = options.Environment.LibTorch };
         LibTorch.Load(libTorch);

@@ -1,0 +1,62 @@
+using System.Globalization;
+
+namespace Megatron.Testing.Processes;
+
+/// <summary>A Redis and silos, each a process of its own on loopback; all ended when it is disposed.</summary>
+public sealed class ProcessCluster : IAsyncDisposable
+{
+    private readonly TemporaryFolder folder = new();
+    private readonly List<SiloProcess> silos = [];
+
+    private ProcessCluster(RedisServer redis) => Redis = redis;
+
+    /// <summary>Its Redis.</summary>
+    public RedisServer Redis { get; }
+
+    /// <summary>What <c>--cluster</c> is given.</summary>
+    public string Address => string.Create(CultureInfo.InvariantCulture, $"redis://127.0.0.1:{Redis.Port}");
+
+    /// <summary>The silos in the order of their start.</summary>
+    public IReadOnlyList<SiloProcess> Silos => silos;
+
+    /// <summary>Folder of the silos' logs.</summary>
+    public string LogFolder => folder.Combine("logs");
+
+    /// <summary>Starts a Redis and silos n0, n1, … together, and waits for all of them.</summary>
+    /// <param name="numSilos">Silos.</param>
+    /// <param name="devicesPerSilo">Ranks that each can host.</param>
+    public static async Task<ProcessCluster> StartAsync(int numSilos, int devicesPerSilo, CancellationToken cancellation)
+    {
+        var cluster = new ProcessCluster(await RedisServer.StartAsync(cancellation));
+        try
+        {
+            for (int i = 0; i < numSilos; i++) cluster.Add(devicesPerSilo);
+            foreach (var silo in cluster.silos) await silo.ReadyAsync(cancellation);
+            return cluster;
+        }
+        catch
+        {
+            await cluster.DisposeAsync();
+            throw;
+        }
+    }
+
+    /// <summary>Starts one more silo; await its <see cref="SiloProcess.ReadyAsync"/>.</summary>
+    public SiloProcess Add(int devices)
+    {
+        var silo = SiloProcess.Start(Address, string.Create(CultureInfo.InvariantCulture, $"n{silos.Count}"), devices, LogFolder);
+        silos.Add(silo);
+        return silo;
+    }
+
+    /// <summary>Everything the silos printed, for the message of a failed test.</summary>
+    public string Transcript => string.Join('\n', silos.Select(silo => $"--- {silo.Node}\n{silo.Process.Transcript}"));
+
+    /// <inheritdoc/>
+    public async ValueTask DisposeAsync()
+    {
+        foreach (var silo in silos) await silo.DisposeAsync();
+        await Redis.DisposeAsync();
+        folder.Dispose();
+    }
+}
