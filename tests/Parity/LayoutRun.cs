@@ -53,6 +53,7 @@ public static class LayoutRun
         {
             DataParallelRank = parallel.DataParallel.Rank,
             DataParallelSize = parallel.DataParallel.Size,
+            PadSampleToMultiple = RowLayout.SampleMultiple(config.ContextParallelSize),
         };
         var source = ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], layout);
         var schedule = RunSettings.LearningRate(config, shape[0]);

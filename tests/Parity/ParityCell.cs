@@ -28,6 +28,18 @@ public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
         new("pp4 zero bubble", 4, Plain with { PipelineModelParallelSize = 4, PipelineSchedule = "zero_bubble" }),
         new("pp2, first stage 1 layer", 2, Plain with { PipelineModelParallelSize = 2, DecoderFirstPipelineNumLayers = 1 }),
         new("pp3, last stage 2 layers", 3, Plain with { PipelineModelParallelSize = 3, DecoderLastPipelineNumLayers = 2 }),
+        new("cp2 ring", 2, Plain with { ContextParallelSize = 2 }),
+        new("cp2 all-to-all", 2, Plain with { ContextParallelSize = 2, CpCommType = "a2a" }),
+        new("cp4 ring", 4, Plain with { ContextParallelSize = 4 }),
+        new("cp4 all-to-all", 4, Plain with { ContextParallelSize = 4, CpCommType = "a2a" }),
+        new("cp2 x dp2, distributed optimizer", 4, Plain with { ContextParallelSize = 2, UseDistributedOptimizer = true }),
+        new("tp2+sp x cp2", 4, Plain with { TensorModelParallelSize = 2, SequenceParallel = true, ContextParallelSize = 2 }),
+        new("tp2 x cp2 all-to-all", 4, Plain with { TensorModelParallelSize = 2, ContextParallelSize = 2, CpCommType = "a2a" }),
+        new("tp2+sp x pp2 x cp2", 8, Plain with { TensorModelParallelSize = 2, SequenceParallel = true, PipelineModelParallelSize = 2, ContextParallelSize = 2 }),
+        new("cp2 ring, recompute", 2, Plain with
+        {
+            ContextParallelSize = 2, RecomputeGranularity = "selective", RecomputeModules = ["core_attn", "layernorm"], UseDistributedOptimizer = true,
+        }),
         new("dp2", 2, Plain),
         new("dp4", 4, Plain),
         new("dp2, distributed optimizer", 2, Plain with { UseDistributedOptimizer = true }),
@@ -45,7 +57,7 @@ public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
     ];
 
     /// <summary>Data-parallel replicas.</summary>
-    public int Replicas => Ranks / (Config.TensorModelParallelSize * Config.PipelineModelParallelSize);
+    public int Replicas => Ranks / (Config.TensorModelParallelSize * Config.PipelineModelParallelSize * Config.ContextParallelSize);
 
     /// <summary>Micro-batch size at which each replica accumulates so often; 0 when there is none.</summary>
     public int MicroBatchSizeFor(int accumulation) => GlobalBatchSize / (Replicas * accumulation);
@@ -55,9 +67,11 @@ public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
     {
         if (MicroBatchSizeFor(accumulation) < 1) return "less than one sample in a micro-batch";
         if (Config.VirtualPipelineModelParallelSize > 1 && accumulation % Config.PipelineModelParallelSize != 0) return "interleaving takes micro-batches in groups of the stages";
-        if (Config.TensorModelParallelSize == 1) return null;
-        if (model.EndsWith("moe", StringComparison.Ordinal)) return "experts are not split over TP";
-        var groups = model == "qwen3-dense" ? 4 : 2;
-        return Config.TensorModelParallelSize > groups ? $"{groups} query groups" : null;
+        var isSparse = model.EndsWith("moe", StringComparison.Ordinal);
+        if (isSparse && Config.TensorModelParallelSize > 1) return "experts are not split over TP";
+        if (isSparse && Config.ContextParallelSize > 1) return "experts under CP";
+        var groups = model is "qwen3-dense" or "qwen2-moe" ? 4 : 2;
+        var splits = Config.TensorModelParallelSize * (Config.CpCommType == "a2a" ? Config.ContextParallelSize : 1);
+        return splits > groups ? $"{groups} query groups" : null;
     }
 }

@@ -102,6 +102,9 @@ internal static class CombinationRules
         if (config.UseFlashAttn && config.AttentionBackend is not ("flash" or "auto"))
             Add(errors,
                 $"--use_flash_attn = true contradicts --attention_backend = {config.AttentionBackend}; use flash or leave use_flash_attn out.");
+        if (config is { AttentionBackend: "fused", ContextParallelSize: > 1, CpCommType: "p2p" })
+            Add(errors,
+                "--attention_backend = fused does not go with --cp_comm_type = p2p, which merges what the kernel does not give; use flash, unfused or auto, or cp_comm_type a2a.");
         if (!config.DeterministicMode) return;
         if (config.AttentionBackend == "fused")
             Add(errors,

@@ -18,6 +18,7 @@ internal static class LayoutRules
         CheckTensorParallel(config, model, errors);
         CheckPipeline(config, model, errors);
         CheckSequence(config, model, errors);
+        CheckContextParallel(config, model, errors);
         CheckExperts(config, model, worldSize, errors);
         CheckRanksAndBatch(config, worldSize, errors);
     }
@@ -110,6 +111,21 @@ internal static class LayoutRules
             Add(errors,
                 $"--{name} = {tokens} is not a multiple of tensor × context parallel size = {(long)tensorRanks * ranks}, which "
                 + $"sequence_parallel needs; choose {Multiples(tokens, (long)tensorRanks * ranks)}.");
+    }
+
+    /// <summary>The all-to-all deals the heads of a tensor-parallel rank out; the ring needs nothing of them.</summary>
+    private static void CheckContextParallel(TrainingConfig config, ModelConfig? model, List<ConfigError> errors)
+    {
+        var (ranks, tensorRanks) = (config.ContextParallelSize, config.TensorModelParallelSize);
+        if (ranks == 1 || config.CpCommType != "a2a") return;
+        int?[] sizes = [model?.NumAttentionHeads ?? config.NumAttentionHeads, model?.NumQueryGroups ?? config.NumQueryGroups];
+        if (sizes is not [{ } heads, { } groups] || heads % tensorRanks != 0 || groups % tensorRanks != 0) return;
+        var common = (int)BigInteger.GreatestCommonDivisor(heads / tensorRanks, groups / tensorRanks);
+        if (common % ranks == 0) return;
+        var perRank = tensorRanks == 1 ? "" : Text($" / tensor_model_parallel_size = {heads / tensorRanks} and {groups / tensorRanks}");
+        Add(errors,
+            $"--context_parallel_size = {ranks} with --cp_comm_type = a2a must divide num_attention_heads = {heads} and num_query_groups = {groups}{perRank}; "
+            + $"choose {Divisors(common, ranks)}, or --cp_comm_type p2p.");
     }
 
     private static void CheckExperts(TrainingConfig config, ModelConfig? model, int worldSize, List<ConfigError> errors)

@@ -40,7 +40,7 @@ public sealed partial record TrainingConfig
     [Option("context_parallel_size", "Ranks that share each sequence.", Distributed)]
     public int ContextParallelSize { get; init; } = 1;
 
-    [Option("cp_comm_type", "How context-parallel ranks exchange keys and values.", Distributed, Choices = "p2p|all_gather|a2a|a2a+p2p")]
+    [Option("cp_comm_type", "How context-parallel ranks reach each other's keys: round a ring (p2p), or by exchanging tokens for heads (a2a).", Distributed, Choices = "p2p|all_gather|a2a|a2a+p2p")]
     public string CpCommType { get; init; } = "p2p";
 
     [Option("tp_comm_overlap", "Overlap tensor-parallel communication with products.", Distributed, Effect = OptionEffect.SpeedOnly)]

@@ -59,8 +59,7 @@ public static class UnsupportedValues
         new("ckpt_format", ["torch_dist"], "torch and zarr files are never read or written: they can run code"),
 
         // Distributed
-        new("context_parallel_size", ["1"]),
-        new("cp_comm_type", ["p2p"]),
+        new("cp_comm_type", ["p2p", "a2a"]),
         new("peer_snapshot_interval", ["0"]),
 
         // Logging
@@ -138,6 +137,8 @@ public static class UnsupportedValues
             errors.Add(Refuse($"--num_experts = {moe.NumExperts} with {model.Architecture}", "leave it out or choose a model with experts"));
         if (model?.Moe is not null && config.TensorModelParallelSize > 1)
             errors.Add(Refuse($"--tensor_model_parallel_size = {config.TensorModelParallelSize} for a model with experts", "use 1"));
+        if (model?.Moe is not null && config.ContextParallelSize > 1)
+            errors.Add(Refuse($"--context_parallel_size = {config.ContextParallelSize} for a model with experts", "use 1"));
         return errors;
     }
 

@@ -152,7 +152,7 @@ public sealed class GptModel : IDisposable
 
     private Tensor ForwardHidden(Tensor? hidden, Saved saved)
     {
-        if (saved.Context.Batch.MaxSeqLen is var longest && longest > Config.MaxPositionEmbeddings)
+        if (saved.Context.WholeRow.MaxSeqLen is var longest && longest > Config.MaxPositionEmbeddings)
             throw new ConfigException(
                 "MODEL022",
                 $"A sample has {longest} tokens, but the model has max_position_embeddings = {Config.MaxPositionEmbeddings}; choose a smaller max_length.");

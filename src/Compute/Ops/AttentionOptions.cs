@@ -16,6 +16,16 @@ public enum AttentionBackend
     Fused,
 }
 
+/// <summary>How context-parallel ranks reach the keys of each other's tokens.</summary>
+public enum ContextExchange
+{
+    /// <summary>Keys and values go round the ring (<see cref="ContextParallel.RingAttention"/>): any number of heads, hidden behind the arithmetic.</summary>
+    Ring,
+
+    /// <summary>Tokens are exchanged for heads (<see cref="ContextParallel.UlyssesAttention"/>): the ranks divide heads and key/value heads.</summary>
+    AllToAll,
+}
+
 /// <summary>How attention is computed; none of it changes the mathematics except the rounding.</summary>
 public sealed record AttentionOptions
 {
@@ -26,6 +36,9 @@ public sealed record AttentionOptions
 
     /// <summary>Divides the scores by the layer number before they are rounded to 16 bits and multiplies them back in fp32 (fp16 range).</summary>
     public required bool QueryKeyLayerScaling { get; init; }
+
+    /// <summary>Read where a context-parallel group has more than one rank.</summary>
+    public ContextExchange ContextExchange { get; init; } = ContextExchange.Ring;
 }
 
 /// <summary>The local shape of one layer's attention.</summary>

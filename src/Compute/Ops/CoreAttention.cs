@@ -4,11 +4,11 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.Ops;
 
 /// <summary>
-/// Causal scaled dot-product attention of one packed row (DESIGN D14): each segment attends to itself only; consecutive segments of
-/// equal length are computed as one batch, viewed without a copy. Chooses the kernel; recomputes it in the backward when asked to.
+/// Attention of a row that this rank holds whole: consecutive segments of equal length are computed as one batch, viewed without a copy.
+/// Chooses the kernel; recomputes it in the backward when asked to.
 /// </summary>
 /// <remarks>Shape letters: T tokens, N query heads, G key/value heads, D channels of a head. A padding segment is skipped: zeros.</remarks>
-public sealed class CoreAttention
+public sealed class CoreAttention : ICoreAttention
 {
     private const int Query = 0, Key = 1, Value = 2;
 
@@ -35,11 +35,7 @@ public sealed class CoreAttention
         packed = new PackedFlashAttention(shape);
     }
 
-    /// <summary>Attention output.</summary>
-    /// <param name="q_TND">[T, N, D], strided is fine; kept for the backward.</param>
-    /// <param name="k_TGD">[T, G, D].</param>
-    /// <param name="v_TGD">[T, G, D].</param>
-    /// <returns>[T, N, D], contiguous.</returns>
+    /// <inheritdoc/>
     public Tensor Forward(Tensor q_TND, Tensor k_TGD, Tensor v_TGD, Saved saved)
     {
         if (saved.Context.AttentionCache?.Attend(shape, q_TND, k_TGD, v_TGD) is { } attended) return attended;
@@ -51,13 +47,13 @@ public sealed class CoreAttention
         return output;
     }
 
-    /// <summary>Gradients of the three inputs, in any strides; frees the store.</summary>
+    /// <inheritdoc/>
     public AttentionGradients Backward(Tensor gradOutput_TND, Saved saved)
     {
         using var scope = NewDisposeScope();
         var (q, k, v) = (saved.Take(Query), saved.Take(Key), saved.Take(Value));
         if (recompute) Run(q, k, v, saved).Dispose();
-        var groups = Plan(saved.Context.Batch);
+        var groups = Plan(saved.Context.WholeRow);
         if (RunsPacked(q, saved.Context, groups)) return ToOuterScope(packed.Backward(gradOutput_TND, new AttentionInputs(q, k, v), saved.Child(0)));
         if (groups is [var whole] && whole.NumTokens == q.shape[0])
         {
@@ -91,7 +87,7 @@ public sealed class CoreAttention
     private Tensor Run(Tensor q_TND, Tensor k_TGD, Tensor v_TGD, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var groups = Plan(saved.Context.Batch);
+        var groups = Plan(saved.Context.WholeRow);
         if (RunsPacked(q_TND, saved.Context, groups)) return packed.Forward(q_TND, k_TGD, v_TGD, saved.Child(0)).MoveToOuterDisposeScope();
         if (groups is [var whole] && whole.NumTokens == q_TND.shape[0])
             return RunGroup(Choose(q_TND, saved.Context, whole), whole, q_TND, k_TGD, v_TGD, saved.Child(0)).view(q_TND.shape).MoveToOuterDisposeScope();

@@ -1,4 +1,5 @@
 using Megatron.Compute.Data;
+using Megatron.Compute.Ops.ContextParallel;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Ops;
@@ -10,9 +11,14 @@ namespace Megatron.Compute.Ops;
 public sealed class ForwardContext : IDisposable
 {
     private RealTokens? realTokens;
+    private ZigZagOrder? zigZag;
+    private Tensor? wholeCuSeqLens;
 
-    /// <summary>The host arrays this context was made from.</summary>
+    /// <summary>The host arrays this context was made from: this rank's tokens.</summary>
     public MicroBatch Batch { get; }
+
+    /// <summary>The row before it was split over the context-parallel group; the same object as <see cref="Batch"/> when it was not.</summary>
+    public MicroBatch WholeRow { get; init; }
 
     /// <summary>[T] int64 token ids on the device.</summary>
     public Tensor TokenIds { get; }
@@ -28,6 +34,13 @@ public sealed class ForwardContext : IDisposable
 
     /// <summary>[segments + 1] int32 segment borders on the device.</summary>
     public Tensor CuSeqLens { get; }
+
+    /// <summary>[segments + 1] int32 segment borders of <see cref="WholeRow"/> on the device.</summary>
+    public Tensor WholeCuSeqLens =>
+        ReferenceEquals(WholeRow, Batch) ? CuSeqLens : wholeCuSeqLens ??= Keep(tensor(WholeRow.CuSeqLens, int32, TokenIds.device));
+
+    /// <summary>Order of the tokens in <see cref="WholeRow"/> and on the context-parallel ranks; made when first asked for.</summary>
+    public ZigZagOrder ZigZag => zigZag ??= new ZigZagOrder(WholeRow, WholeRow.NumTokens / Batch.NumTokens, TokenIds.device);
 
     /// <summary>[T] int64 index of each token in the global batch.</summary>
     public Tensor GlobalTokenIndex { get; }
@@ -62,7 +75,7 @@ public sealed class ForwardContext : IDisposable
 
     public ForwardContext(MicroBatch batch, Device device, long step, bool isTraining, double lossFactor, double auxiliaryLossFactor)
     {
-        (Batch, Step, IsTraining, LossFactor, AuxiliaryLossFactor) = (batch, step, isTraining, lossFactor, auxiliaryLossFactor);
+        (Batch, WholeRow, Step, IsTraining, LossFactor, AuxiliaryLossFactor) = (batch, batch, step, isTraining, lossFactor, auxiliaryLossFactor);
         TokenIds = Keep(tensor(batch.TokenIds, int64, device));
         Labels = Keep(tensor(batch.Labels, int64, device));
         LossWeights = Keep(tensor(batch.LossWeights ?? UnitWeights(batch.Labels), float32, device));
@@ -76,6 +89,8 @@ public sealed class ForwardContext : IDisposable
     public void Dispose()
     {
         realTokens?.Dispose();
+        zigZag?.Dispose();
+        wholeCuSeqLens?.Dispose();
         foreach (var tensor in (Tensor[])[TokenIds, Labels, LossWeights, Positions, CuSeqLens, GlobalTokenIndex]) tensor.Dispose();
     }
 

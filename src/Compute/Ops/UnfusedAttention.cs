@@ -1,4 +1,3 @@
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Ops;
@@ -12,31 +11,35 @@ internal sealed class UnfusedAttention(AttentionShape shape, AttentionOptions op
 {
     private const int Probabilities = 0, Keep = 1;
 
+    private readonly AttentionScores scores = new(shape, options);
+    private readonly AttentionKeep decisions = new(shape, dropout, seed);
+
     /// <inheritdoc/>
     public Tensor Forward(SegmentGroup group, AttentionInputs inputs, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var query_bRSD = GroupHeads(inputs.Query);
-        var key_bSD = GroupHeads(inputs.Key);
-        var value_bSD = GroupHeads(inputs.Value);
-        var probabilities = Softmax(query_bRSD, key_bSD, group.SeqLen);
+        var query_bRSD = scores.GroupHeads(inputs.Query);
+        var key_bSD = scores.GroupHeads(inputs.Key);
+        var value_bSD = scores.GroupHeads(inputs.Value);
+        var probabilities = Softmax(query_bRSD, key_bSD);
         saved.Keep(Probabilities, probabilities);
         if (dropout > 0 && saved.Context.IsTraining)
         {
-            var keep = MakeKeep(group, saved.Context, probabilities);
+            var whole = new PositionRange(0, group.SeqLen);
+            var keep = decisions.Make(saved.Context, saved.Context.WholeRow, group, whole, [whole], probabilities.device);
             saved.Keep(Keep, keep);
             probabilities = probabilities.mul(keep).mul_(1.0 / (1.0 - dropout));
         }
-        return UngroupHeads(probabilities.bmm(value_bSD), group).contiguous().MoveToOuterDisposeScope();
+        return Ungroup(probabilities.bmm(value_bSD), group).contiguous().MoveToOuterDisposeScope();
     }
 
     /// <inheritdoc/>
     public AttentionGradients Backward(SegmentGroup group, Tensor gradOutput, AttentionInputs inputs, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var gradOutput_bRSD = GroupHeads(gradOutput);
+        var gradOutput_bRSD = scores.GroupHeads(gradOutput);
         var probabilities = saved.Take(Probabilities);
-        var gradProbabilities = gradOutput_bRSD.bmm(GroupHeads(inputs.Value).transpose(1, 2));
+        var gradProbabilities = gradOutput_bRSD.bmm(scores.GroupHeads(inputs.Value).transpose(1, 2));
         var weights = probabilities;
         if (saved.Has(Keep))
         {
@@ -44,24 +47,18 @@ internal sealed class UnfusedAttention(AttentionShape shape, AttentionOptions op
             weights = probabilities.mul(keep).mul_(1.0 / (1.0 - dropout));
             gradProbabilities.mul_(keep).mul_(1.0 / (1.0 - dropout));
         }
-        var gradValue = UngroupHeads(weights.transpose(1, 2).bmm(gradOutput_bRSD), group);
+        var gradValue = Ungroup(weights.transpose(1, 2).bmm(gradOutput_bRSD), group);
 
         var gradScores = SoftmaxBackward(gradProbabilities, probabilities);
-        var gradQuery = UngroupHeads(gradScores.bmm(GroupHeads(inputs.Key)).mul_(shape.Scale), group);
-        var gradKey = UngroupHeads(gradScores.transpose(1, 2).bmm(GroupHeads(inputs.Query)).mul_(shape.Scale), group);
+        var gradQuery = Ungroup(gradScores.bmm(scores.GroupHeads(inputs.Key)).mul_(shape.Scale), group);
+        var gradKey = Ungroup(gradScores.transpose(1, 2).bmm(scores.GroupHeads(inputs.Query)).mul_(shape.Scale), group);
         return new AttentionGradients(gradQuery.MoveToOuterDisposeScope(), gradKey.MoveToOuterDisposeScope(), gradValue.MoveToOuterDisposeScope());
     }
 
-    private Tensor Softmax(Tensor query_bRSD, Tensor key_bSD, int seqLen)
+    private Tensor Softmax(Tensor query_bRSD, Tensor key_bSD)
     {
         using var scope = NewDisposeScope();
-        var layerNumber = options.QueryKeyLayerScaling ? shape.LayerIndex + 1 : 1;
-        var scores = query_bRSD.mul(shape.Scale / layerNumber).bmm(key_bSD.transpose(1, 2));
-        scores.view(scores.shape[0], -1, seqLen, seqLen).add_(CausalMask(seqLen, scores.dtype, scores.device));
-        var isWide = scores.element_size() >= 4;
-        if (!isWide && (options.SoftmaxInFp32 || layerNumber > 1)) scores = scores.to_type(ScalarType.Float32);
-        if (layerNumber > 1) scores.mul_(layerNumber);
-        return scores.softmax(-1).to_type(query_bRSD.dtype).MoveToOuterDisposeScope();
+        return scores.Compute(query_bRSD, key_bSD, isCausal: true).softmax(-1).to_type(query_bRSD.dtype).MoveToOuterDisposeScope();
     }
 
     /// <summary>dS = P ∘ (dP − rowsum(dP ∘ P)), in fp32 for 16-bit probabilities.</summary>
@@ -75,38 +72,5 @@ internal sealed class UnfusedAttention(AttentionShape shape, AttentionOptions op
         return product.to_type(probabilities.dtype).MoveToOuterDisposeScope();
     }
 
-    /// <summary>[B, S, heads, D] to [B·G, R·S, D]: the heads of a group one after another.</summary>
-    private Tensor GroupHeads(Tensor x)
-    {
-        var (batch, seqLen, heads) = (x.shape[0], x.shape[1], x.shape[2]);
-        return x.transpose(1, 2).reshape(batch * shape.NumGroups, heads / shape.NumGroups * seqLen, shape.HeadDim);
-    }
-
-    /// <summary>The inverse of <see cref="GroupHeads"/>, as a view.</summary>
-    private Tensor UngroupHeads(Tensor x, SegmentGroup group) => x.view(group.BatchSize, -1, group.SeqLen, shape.HeadDim).transpose(1, 2);
-
-    /// <summary>[S, S]: 0 on and below the diagonal, −infinity above.</summary>
-    private static Tensor CausalMask(int seqLen, ScalarType dtype, Device device) =>
-        full([seqLen, seqLen], double.NegativeInfinity, dtype, device).triu(1);
-
-    /// <summary>
-    /// [B·G, R·S, S] decisions. Coordinates: global token of the query, global head, position of the key in its sample.
-    /// </summary>
-    private Tensor MakeKeep(SegmentGroup group, ForwardContext context, Tensor probabilities)
-    {
-        var random = CounterRandom.ForStream(seed, context.Step, Dropout.StreamOf(shape.LayerIndex, DropoutStream.AttentionProbabilities));
-        var keep = empty(probabilities.shape, ScalarType.Bool, CPU);
-        var bytes = keep.bytes;
-        var row = 0;
-        for (var sample = 0; sample < group.BatchSize; sample++)
-            for (var head = 0; head < shape.NumHeads; head++)
-                for (var query = 0; query < group.SeqLen; query++, row++)
-                {
-                    var token = context.Batch.GlobalTokenIndex[group.Start + sample * group.SeqLen + query];
-                    var decisions = bytes.Slice(row * group.SeqLen, group.SeqLen);
-                    random.FillKeep(decisions[..(query + 1)], (ulong)token, (uint)(shape.FirstHead + head), dropout);
-                    decisions[(query + 1)..].Clear();
-                }
-        return probabilities.device.type == DeviceType.CPU ? keep : keep.to(probabilities.device);
-    }
+    private static Tensor Ungroup(Tensor x, SegmentGroup group) => AttentionScores.UngroupHeads(x, group.BatchSize, group.SeqLen);
 }

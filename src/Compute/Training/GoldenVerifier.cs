@@ -106,7 +106,9 @@ public sealed class GoldenVerifier : IDisposable
     {
         using var scope = NewDisposeScope();
         var expected = golden.Read("logits");
-        var logits = PipelineLogits.Of(model, WholeBatch().MicroBatches[0], parallel, device).to_type(float32).cpu().view(expected.shape);
+        var row = WholeBatch().MicroBatches[0];
+        using var real = new RealTokens(row, device);
+        var logits = real.Select(PipelineLogits.Of(model, row, parallel, device)).to_type(float32).cpu().view(expected.shape);
         Keep("logits", logits);
         Add("logits", (logits - expected).abs().max().item<float>() / expected.abs().max().item<float>(), 2e-4, "max |Δ| / max |logits|", "");
 
@@ -186,8 +188,8 @@ public sealed class GoldenVerifier : IDisposable
     private long NextToken(long[] ids)
     {
         using var scope = NewDisposeScope();
-        // Sequence parallelism splits the row evenly; causal attention never looks at what follows.
-        var multiple = parallel.SequenceParallel ? parallel.TensorParallel.Size : 1;
+        // Sequence and context parallelism split the row evenly; causal attention never looks at what follows.
+        var multiple = PadToMultiple * (parallel.SequenceParallel ? parallel.TensorParallel.Size : 1);
         var length = (ids.Length + multiple - 1) / multiple * multiple;
         long[] padded = [.. ids, .. new long[length - ids.Length]];
         var row = new MicroBatch
@@ -215,7 +217,7 @@ public sealed class GoldenVerifier : IDisposable
         var (ids, shape) = golden.ReadIds("input_ids");
         var (labels, _) = golden.ReadIds("labels");
         var rows = (int)shape[0];
-        return ArrayBatchSource.Create(ids, labels, rows, (int)shape[1], BatchLayout.SingleRankUnpadded(rows)).Get(0);
+        return ArrayBatchSource.Create(ids, labels, rows, (int)shape[1], BatchLayout.SingleRankUnpadded(rows) with { PadSampleToMultiple = PadToMultiple }).Get(0);
     }
 
     /// <summary>
@@ -244,7 +246,10 @@ public sealed class GoldenVerifier : IDisposable
     {
         DataParallelRank = parallel.DataParallel.Rank,
         DataParallelSize = parallel.DataParallel.Size,
+        PadSampleToMultiple = PadToMultiple,
     };
+
+    private int PadToMultiple => RowLayout.SampleMultiple(parallel.ContextParallel.Size);
 
     /// <summary>Compares all tensors of the golden file under a prefix by relative L2 norm.</summary>
     private void CompareTensors(string prefix, Func<Parameter, Tensor> select, double tolerance, string name)

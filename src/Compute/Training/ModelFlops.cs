@@ -18,7 +18,7 @@ public static class ModelFlops
         {
             var numTokens = microBatch.NumTokens - microBatch.NumPaddingTokens;
             for (var i = 1; i < microBatch.CuSeqLens.Length && microBatch.CuSeqLens[i - 1] < numTokens; i++)
-                total += OfSequence(model, microBatch.CuSeqLens[i] - microBatch.CuSeqLens[i - 1]);
+                total += OfSequence(model, microBatch.CuSeqLens[i] - microBatch.CuSeqLens[i - 1] - (microBatch.SegmentPadding?[i - 1] ?? 0));
         }
         return total;
     }

@@ -11,20 +11,26 @@ namespace Megatron.Compute.Training;
 public static class PipelineLogits
 {
     /// <summary>
-    /// Forward of one row through all stages; the last one broadcasts the logits over the pipeline group. Entered by all ranks.
+    /// Forward of one row through all stages; the last one broadcasts the logits over the pipeline group, and context-parallel ranks gather
+    /// those of each other's tokens. Entered by all ranks.
     /// </summary>
+    /// <param name="row">The whole row; with context parallelism its segments are multiples of 2·cp tokens.</param>
     /// <returns>[T, V] in the model dtype, in the dispose scope that is open.</returns>
     public static Tensor Of(ModelChunks model, MicroBatch row, ParallelState parallel, Device device)
     {
         using var scope = NewDisposeScope();
-        var pipeline = parallel.PipelineParallel;
-        using var context = new ForwardContext(row, device, step: 0, isTraining: false, lossFactor: 1, auxiliaryLossFactor: 0);
+        var (pipeline, ranks) = (parallel.PipelineParallel, parallel.ContextParallel);
+        var own = new ContextSplit(ranks.Rank, ranks.Size).Take(row);
+        using var context = new ForwardContext(own, device, step: 0, isTraining: false, lossFactor: 1, auxiliaryLossFactor: 0) { WholeRow = row };
         var stage = new LogitsStage(model, context);
         var interpreter = new PipelineInterpreter(pipeline, model.Chunks.Count, model.Options.Dtype, device);
         interpreter.Run(ForwardOnly.Build(new PipelineShape(pipeline.Size, model.Chunks.Count), pipeline.Rank, 1), stage);
-        var logits = stage.Logits ?? empty([row.NumTokens, model.Config.VocabSize], model.Options.Dtype, device);
+        var logits = stage.Logits ?? empty([own.NumTokens, model.Config.VocabSize], model.Options.Dtype, device);
         pipeline.Broadcast(logits, pipeline.Size - 1).Wait();
-        return logits.MoveToOuterDisposeScope();
+        if (ranks.Size == 1) return logits.MoveToOuterDisposeScope();
+        var gathered = empty([row.NumTokens, model.Config.VocabSize], logits.dtype, device);
+        ranks.AllGather(gathered, logits).Wait();
+        return gathered.index_select(0, context.ZigZag.ToRow).MoveToOuterDisposeScope();
     }
 
     private sealed class LogitsStage(ModelChunks model, ForwardContext context) : IPipelineStage

@@ -128,6 +128,7 @@ public static class RunSettings
             },
             SoftmaxInFp32 = config.AttentionSoftmaxInFp32,
             QueryKeyLayerScaling = config.ApplyQueryKeyLayerScaling ?? config.TorchDtype == "float16",
+            ContextExchange = config.CpCommType == "a2a" ? ContextExchange.AllToAll : ContextExchange.Ring,
         },
         Moe = Experts(config),
     };

@@ -51,6 +51,7 @@ public sealed record TrainerOptions
 public sealed class Trainer : IDisposable
 {
     private readonly ModelChunks model;
+    private readonly ContextSplit split;
     private readonly ProcessGroup world;
     private readonly TrainerOptions options;
     private readonly Device device;
@@ -63,6 +64,7 @@ public sealed class Trainer : IDisposable
     private readonly GradientBuffer gradients;
     private readonly LossScaler? scaler;
     private readonly Dictionary<(int NumMicroBatches, bool IsTraining), IReadOnlyList<PipelineAction>> schedules = [];
+    private double targetWeight; // of this rank's tokens in the batch at hand
     private GlobalBatch current = new(0, [], 0, 0, 0, 0) { FirstMicroBatchIndex = 0 };
 
     /// <summary>Masters, moments, loss scale, step count: what a checkpoint holds beside the weights.</summary>
@@ -70,7 +72,7 @@ public sealed class Trainer : IDisposable
 
     /// <summary>
     /// True on the ranks whose loss sums and token counts together are those of the batch, each counted once: of the ranks of the last
-    /// stage that hold the same loss one reports.
+    /// stage that hold the same loss one reports. Context-parallel ranks report the targets of their own tokens.
     /// </summary>
     public bool ReportsLoss { get; }
 
@@ -78,6 +80,7 @@ public sealed class Trainer : IDisposable
     public Trainer(ModelChunks model, ParallelState parallel, Device device, TrainerOptions options)
     {
         (this.model, this.options, this.device, world) = (model, options, device, parallel.World);
+        split = new ContextSplit(parallel.ContextParallel.Rank, parallel.ContextParallel.Size);
         ReportsLoss = model.HasHead && parallel.TensorParallel.Rank == 0;
         var layout = FlatLayout.Create(model.Parameters, parallel);
         numLocalShards = options.NumLogicalShards / parallel.DataParallel.Size;
@@ -136,7 +139,7 @@ public sealed class Trainer : IDisposable
         {
             stage.Begin(contexts);
             interpreter.Run(ScheduleOf(contexts.Length, isTraining: false), stage);
-            return ReportsLoss ? (stage.LossSum.item<double>(), TokensOf(batch)) : (0, 0);
+            return ReportsLoss ? (stage.LossSum.item<double>(), targetWeight) : (0, 0);
         }
         finally
         {
@@ -177,7 +180,7 @@ public sealed class Trainer : IDisposable
     }
 
     private StepMetrics Metrics(GlobalBatch batch, OptimizerStepResult update) =>
-        (ReportsLoss ? new StepMetrics(stage.LossSum.item<double>(), TokensOf(batch), update) : new StepMetrics(0, 0, update)) with
+        (ReportsLoss ? new StepMetrics(stage.LossSum.item<double>(), targetWeight, update) : new StepMetrics(0, 0, update)) with
         {
             LoadBalancingLoss = model.Options.Moe.HasBalanceLoss ? MeanOverLayers(routing => routing.BalanceLoss, batch) : null,
             ZLoss = model.Options.Moe.ZLossCoeff > 0 ? MeanOverLayers(routing => routing.ZLoss, batch) : null,
@@ -209,13 +212,17 @@ public sealed class Trainer : IDisposable
     private ForwardContext[] MakeContexts(GlobalBatch batch, bool isTraining)
     {
         var contexts = new ForwardContext[batch.MicroBatches.Count];
+        targetWeight = 0;
         for (var m = 0; m < contexts.Length; m++)
         {
-            var microBatch = batch.MicroBatches[m];
+            // The factor counts the targets of the whole row, so that the ranks that share it need no further division.
+            var row = batch.MicroBatches[m];
+            var own = split.Take(row);
             var factor = LossScaling.Factor(
-                options.PerTokenLoss, batch.NumTargetTokensGlobal, WeightOf(microBatch), batch.NumMicroBatchesGlobal, Optimizer.LossScale);
+                options.PerTokenLoss, batch.NumTargetTokensGlobal, WeightOf(row), batch.NumMicroBatchesGlobal, Optimizer.LossScale);
             var auxiliary = LossScaling.AuxiliaryFactor(batch.NumMicroBatchesGlobal, Optimizer.LossScale);
-            contexts[m] = new ForwardContext(microBatch, device, batch.Index, isTraining, factor, auxiliary);
+            contexts[m] = new ForwardContext(own, device, batch.Index, isTraining, factor, auxiliary) { WholeRow = row };
+            targetWeight += WeightOf(own);
         }
         return contexts;
     }
@@ -226,13 +233,6 @@ public sealed class Trainer : IDisposable
         if (numLocalShards <= 1) return;
         var index = (long)current.FirstMicroBatchIndex + microBatch;
         gradients.SelectShard((int)(index * options.NumLogicalShards / current.NumMicroBatchesGlobal) - firstShard);
-    }
-
-    private static double TokensOf(GlobalBatch batch)
-    {
-        var total = 0.0;
-        foreach (var microBatch in batch.MicroBatches) total += WeightOf(microBatch);
-        return total;
     }
 
     private static double WeightOf(MicroBatch batch) => batch.LossWeights is null ? batch.NumTargetTokens : batch.LossWeights.Sum(weight => (double)weight);

@@ -93,7 +93,7 @@ public sealed class TrainingRun : IRankProgram
             metrics.Optimizer.GradNorm, learningRate, metrics.Optimizer.LossScale, metrics.Optimizer.IsSkipped, batch.Hash,
             Stopwatch.GetElapsedTime(startTime))
         {
-            FloatingPointOperations = rank.Trainer.ReportsLoss ? ModelFlops.Of(rank.ModelConfig, batch) : 0,
+            FloatingPointOperations = rank.Trainer.ReportsLoss ? ModelFlops.Of(rank.ModelConfig, batch) / rank.Parallel.ContextParallel.Size : 0,
             LoadBalancingLoss = metrics.LoadBalancingLoss,
             ZLoss = metrics.ZLoss,
             ParamsNorm = rank.Config.LogParamsNorm ? rank.Trainer.Optimizer.ComputeParamsNorm() : null,

@@ -1,5 +1,6 @@
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Ops;
+using Megatron.Compute.Ops.ContextParallel;
 using Megatron.Compute.TensorParallel;
 using static TorchSharp.torch;
 
@@ -20,7 +21,7 @@ public sealed class SelfAttention : IInputRestorable
     private readonly int headDim;
     private readonly double epsilon;
     private readonly ColumnParallelLinear qkv;
-    private readonly CoreAttention core;
+    private readonly ICoreAttention core;
     private readonly RowParallelLinear output;
     private readonly RotaryEmbedding rotary;
     private readonly Parameter? queryNorm;
@@ -53,8 +54,7 @@ public sealed class SelfAttention : IInputRestorable
             keyNorm = context.CreateReplicatedVector($"{prefix}.k_norm.weight", headDim, isPartial: tp > 1);
         }
         var shape = new AttentionShape(numHeads, numGroups, headDim, FirstHead: rank * numHeads, layerIndex);
-        core = new CoreAttention(
-            shape, context.Attention, config.AttentionDropout, context.Seed, context.Recompute.Covers(RecomputeModules.CoreAttention));
+        core = CreateCore(context, shape);
         output = new RowParallelLinear(CreateOutputWeight(context, prefix, rank), context.Region);
         Parameter[] norms = queryNorm is null || keyNorm is null ? [] : [queryNorm, keyNorm];
         Parameters = [.. qkv.Parameters, .. norms, .. output.Parameters];
@@ -106,6 +106,22 @@ public sealed class SelfAttention : IInputRestorable
 
     /// <inheritdoc/>
     public void RestoreInput(Tensor x, Saved saved) => qkv.RestoreInput(x, saved.Child(QkvLinear));
+
+    private static ICoreAttention CreateCore(LayerContext context, AttentionShape shape)
+    {
+        var (options, dropout, seed) = (context.Attention, context.Config.AttentionDropout, context.Seed);
+        var (group, recompute) = (context.Parallel.ContextParallel, context.Recompute.Covers(RecomputeModules.CoreAttention));
+        if (group.Size == 1) return new CoreAttention(shape, options, dropout, seed, recompute);
+        if (options.ContextExchange == ContextExchange.Ring) return new RingAttention(shape, options, dropout, seed, recompute, group);
+        var heads = Divide.Exactly(shape.NumHeads, group.Size, "query heads of a tensor-parallel rank", "context_parallel_size");
+        var part = shape with
+        {
+            NumHeads = heads,
+            NumGroups = Divide.Exactly(shape.NumGroups, group.Size, "query groups of a tensor-parallel rank", "context_parallel_size"),
+            FirstHead = shape.FirstHead + group.Rank * heads,
+        };
+        return new UlyssesAttention(part, new CoreAttention(part, options, dropout, seed, recompute), group);
+    }
 
     private Parameter CreateOutputWeight(LayerContext context, string prefix, int rank)
     {

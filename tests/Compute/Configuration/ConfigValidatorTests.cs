@@ -154,6 +154,16 @@ public sealed class ConfigValidatorTests
             "CFG007 1 ranks are not a multiple of tensor × pipeline × context parallel size = 2 × 1 × 1 = 2; start 2 ranks." },
         { """{"context_parallel_size": 2, "seq_length": 1022}""", 2, "d",
             "CFG007 --seq_length = 1022 is not a multiple of 2 × context_parallel_size = 4; choose 1020 or 1024." },
+        { """{"context_parallel_size": 3, "max_length": 1024, "global_batch_size": 15}""", 3, "d",
+            "CFG007 --max_length = 1024 is not a multiple of 2 × context_parallel_size = 6; choose 1020 or 1026." },
+        { """{"context_parallel_size": 2, "tensor_model_parallel_size": 2}""", 6, "d",
+            "CFG007 6 ranks are not a multiple of tensor × pipeline × context parallel size = 2 × 1 × 2 = 4; start 4 or 8 ranks." },
+        { """{"context_parallel_size": 16, "cp_comm_type": "a2a"}""", 16, "d",
+            "CFG007 --context_parallel_size = 16 with --cp_comm_type = a2a must divide num_attention_heads = 16 and num_query_groups = 8; choose 1, 2, 4 or 8, or --cp_comm_type p2p." },
+        { """{"context_parallel_size": 4, "tensor_model_parallel_size": 4, "cp_comm_type": "a2a"}""", 16, "d",
+            "CFG007 --context_parallel_size = 4 with --cp_comm_type = a2a must divide num_attention_heads = 16 and num_query_groups = 8 / tensor_model_parallel_size = 4 and 2; choose 1 or 2, or --cp_comm_type p2p." },
+        { """{"context_parallel_size": 2, "attention_backend": "fused"}""", 2, "d",
+            "CFG006 --attention_backend = fused does not go with --cp_comm_type = p2p, which merges what the kernel does not give; use flash, unfused or auto, or cp_comm_type a2a." },
         { """{"sequence_parallel": true, "tensor_model_parallel_size": 4, "max_length": 1022}""", 4, "d",
             "CFG007 --max_length = 1022 is not a multiple of tensor × context parallel size = 4, which sequence_parallel needs; choose 1020 or 1024." },
         { """{"max_length": 50000}""", 1, "d",
@@ -207,6 +217,8 @@ public sealed class ConfigValidatorTests
     [InlineData("""{"pipeline_model_parallel_size": 4, "decoder_first_pipeline_num_layers": 6, "decoder_last_pipeline_num_layers": 8}""", 4)]
     [InlineData("""{"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 7}""", 2)]
     [InlineData("""{"context_parallel_size": 4, "seq_length": 1024}""", 4)]
+    [InlineData("""{"context_parallel_size": 16, "seq_length": 1024}""", 16)]
+    [InlineData("""{"context_parallel_size": 4, "tensor_model_parallel_size": 2, "cp_comm_type": "a2a"}""", 8)]
     [InlineData("""{"logical_data_shards": 8}""", 4)]
     [InlineData("""{"lr": 0, "clip_grad": 0, "train_iters": 3, "lr_warmup_iters": 2}""", 1)]
     public void Validate_GoodValue_SaysNothing(string options, int worldSize) =>
@@ -237,7 +249,7 @@ public sealed class ConfigValidatorTests
     [InlineData("""{"fp8_format": "e4m3"}""", "--fp8_format = e4m3 is not supported yet; leave the option out.")]
     [InlineData("""{"model_kwargs": {"a": "b"}}""", "--model_kwargs = {\"a\":\"b\"} is not supported yet; leave the option out.")]
     [InlineData("""{"recompute_modules": ["mla_up_proj"]}""", "--recompute_modules = mla_up_proj is not supported yet; choose among core_attn, mlp, moe, moe_act or layernorm.")]
-    [InlineData("""{"context_parallel_size": 2}""", "--context_parallel_size = 2 is not supported yet; use 1.")]
+    [InlineData("""{"cp_comm_type": "all_gather"}""", "--cp_comm_type = all_gather is not supported yet; use p2p or a2a.")]
     public void UnsupportedValues_GivenOne_IsRefusedByName(string options, string message)
     {
         var error = Assert.Single(UnsupportedValues.Check(TrainingConfig.FromJson(options), Dense));
