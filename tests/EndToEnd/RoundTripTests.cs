@@ -45,6 +45,49 @@ public sealed class RoundTripTests
         RunFiles.AssertSame(folder.Combine("hf"), folder.Combine("hf-3"), "args.json");
     }
 
+    [Theory]
+    [InlineData("qwen3-dense")]
+    [InlineData("qwen3-moe")]
+    public async Task Export_CheckpointOfMegatronLm_GivesTheHuggingFaceModel(string name)
+    {
+        using var folder = new TemporaryFolder();
+        var source = Repository.Asset("mcore", name);
+        var printed = (await CommandLine.RunAsync("export", "--to_hf", "--mcore_model", source, "--output_dir", folder.Combine("hf"))).Expect(ExitCode.Ok).Output;
+        Assert.Contains("was written by Megatron-LM", printed, StringComparison.Ordinal);
+        File.Copy(Path.Combine(source, "expected.safetensors"), folder.Combine("model.safetensors"));
+        AssertSameTensors(folder.Root, folder.Combine("hf"));
+
+        (await CommandLine.RunAsync("checkpoint", "inspect", source)).Expect(ExitCode.Ok);
+        TinyModelFolder.Create(folder.Combine("model"));
+        var refused = (await CommandLine.RunAsync("sft", "--model", folder.Combine("model"), "--load", source, "--dataset", "x.jsonl", "--train_iters", "1")).Expect(ExitCode.BadInput);
+        Assert.Contains("megatron export --to_hf", refused.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Export_Interrupted_GoesOnWithTheNextFileAndGivesTheSameBytes()
+    {
+        using var folder = new TemporaryFolder();
+        TinyModelFolder.Create(folder.Combine("model"), layers: 4);
+        string[] words = ["export", "--to_mcore", "--model", folder.Combine("model"), "--max_shard_size", "300KB", "--output_dir"];
+        (await CommandLine.RunAsync([.. words, folder.Combine("whole")])).Expect(ExitCode.Ok);
+        Directory.Move(folder.Combine("whole"), folder.Combine("first"));
+
+        // What a killed export leaves: some finished files in the journal, one torn file.
+        var partial = folder.Combine("whole.partial");
+        using var source = HfWeightFolder.Open(folder.Combine("model"));
+        using (var journal = ConversionJournal.Open(partial, $"float32|300KB|{source.Fingerprint}"))
+        {
+            var plan = HfShardPlan.Make([.. source.Names.Order(StringComparer.Ordinal).Select(tensor => new SafetensorsSpec(tensor, source.Entry(tensor).DType, source.Entry(tensor).Shape))], 300_000);
+            var temporary = Directory.CreateDirectory(Path.Combine(partial, ".tmp-0-convert")).FullName;
+            new WeightCopier(source, plan, temporary, journal).Write();
+            foreach (var shard in plan.Shards.Skip(2)) File.WriteAllBytes(Path.Combine(temporary, shard.FileName), [1, 2, 3]);
+        }
+        var resumed = (await CommandLine.RunAsync([.. words, folder.Combine("whole")])).Expect(ExitCode.Ok).Output;
+        Assert.Contains("going on in", resumed, StringComparison.Ordinal);
+        RunFiles.AssertSame(folder.Combine("first"), folder.Combine("whole"), Path.Combine("iter_0000001", "manifest.json"));
+        Assert.False(Directory.Exists(partial));
+    }
+
     private static async Task ConvertAsync(string hf, string mcore, string back, string maxShardSize)
     {
         (await CommandLine.RunAsync("export", "--to_mcore", "--model", hf, "--output_dir", mcore, "--max_shard_size", maxShardSize)).Expect(ExitCode.Ok);

@@ -85,7 +85,7 @@ public static class TinyModelFolder
         using var model = new GptModel(modelConfig, options, parallel, StageLayout.Whole(modelConfig));
         ModelInitializer.Initialize(model.Parameters, modelConfig, seed: 7);
         var tensors = new List<HfTensor>();
-        foreach (var weight in WeightBlock.OfParameters(model.Parameters))
+        foreach (var weight in WeightBlock.OfParameters(model.Parameters, withDuplicates: false))
         {
             var values = weight.Values.clone().view(weight.Block.Shape);
             tensors.Add(new HfTensor(new SafetensorsSpec(weight.Block.Name, SafetensorsDType.F32, weight.Block.Shape), () => values));

@@ -42,6 +42,7 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
         new("sft", "Fine-tune a model on messages.", TrainingSections, console => new TrainCommand(console)) { IsTraining = true },
         new("pt", "Continue pre-training on text.", TrainingSections, console => new TrainCommand(console)) { IsTraining = true },
         new("export", "Convert between Hugging Face folders and training checkpoints.", ExportSections, console => new ExportCommand(console)),
+        new("checkpoint", "Inspect, verify or prune checkpoints.", NoSections, console => new CheckpointCommand(console, TimeProvider.System)),
         new("verify", "Compare this program with a golden folder.", VerifySections, console => new VerifyCommand(console)),
         new("benchmark", "Time the training step of a published model shape.", VerifySections, console => new BenchmarkCommand(console)),
         new("test", "Run the tests of a checkout.", NoSections, console => new TestCommand(console)),

@@ -34,11 +34,14 @@ public sealed record CheckpointManifest
     /// <summary>The training state, file by file; empty in a weights-only checkpoint.</summary>
     public required IReadOnlyList<ManifestStateFile> State { get; init; }
 
-    /// <summary>XxHash128 over the data of all weights in their order: the same for every layout that wrote them.</summary>
-    public required string WeightHash { get; init; }
+    /// <summary>XxHash128 over names and hashes of all weights: the same for every layout that wrote them. Null without weight files.</summary>
+    public required string? WeightHash { get; init; }
 
     /// <summary>XxHash128 of the manifest that was newest when this one was committed; null for the first.</summary>
     public required string? PreviousManifestHash { get; init; }
+
+    /// <summary>True when whole weights were written; false after <c>--save_safetensors false</c>, when the masters are the weights.</summary>
+    public bool HasWeightFiles() => Tensors.Count > 0 && Tensors.All(tensor => tensor.File is not null);
 
     /// <summary>True when the checkpoint can continue a run, false when it holds weights only.</summary>
     public bool HasOptimizerState() => State.Count > 0;
@@ -99,9 +102,9 @@ public sealed record CheckpointManifest
 /// <summary>A whole weight of the checkpoint.</summary>
 /// <param name="Name">Hugging Face name.</param>
 /// <param name="Shape">Global shape.</param>
-/// <param name="DType">Type in the file.</param>
-/// <param name="File">File of the folder that holds it.</param>
-public sealed record ManifestTensor(string Name, long[] Shape, SafetensorsDType DType, string File);
+/// <param name="DType">The training dtype: that in the file.</param>
+/// <param name="File">File of the folder that holds it; null after <c>--save_safetensors false</c>.</param>
+public sealed record ManifestTensor(string Name, long[] Shape, SafetensorsDType DType, string? File);
 
 /// <summary>The slices that one rank wrote.</summary>
 /// <param name="File">File of the folder, <c>state/rank-00000.safetensors</c>.</param>
@@ -125,7 +128,9 @@ public sealed record CheckpointSlice(string Entry, string Tensor, StateKind Kind
 /// <param name="Tensors">The weights, from rank 0 only.</param>
 /// <param name="Written">Blocks of weights that this rank wrote: the commit checks that no element is missing.</param>
 /// <param name="State">This rank's slices; null without state.</param>
-internal sealed record ManifestPart(IReadOnlyList<ManifestTensor> Tensors, IReadOnlyList<WrittenBlock> Written, ManifestStateFile? State);
+/// <param name="Hashes">Hashes of the tensors in files that this rank wrote alone.</param>
+internal sealed record ManifestPart(
+    IReadOnlyList<ManifestTensor> Tensors, IReadOnlyList<WrittenBlock> Written, ManifestStateFile? State, IReadOnlyList<TensorHash> Hashes);
 
 /// <summary>A block of a weight that a rank wrote.</summary>
 internal sealed record WrittenBlock(string Tensor, long[] Offset, long[] Shape);

@@ -11,6 +11,10 @@ namespace Megatron.Compute.Checkpointing;
 /// </summary>
 public sealed class CheckpointReader : IDisposable
 {
+    private const int ThreadsMax = 4;
+
+    private readonly HfWeightFolder? weights;
+    private readonly Dictionary<string, long[]> shapes;
     private readonly Dictionary<string, SafetensorsFile> stateFiles = new(StringComparer.Ordinal);
     private readonly Dictionary<(string Tensor, StateKind Kind), List<(string File, CheckpointSlice Slice)>> slices = [];
 
@@ -20,15 +24,13 @@ public sealed class CheckpointReader : IDisposable
     /// <summary>Its manifest.</summary>
     public CheckpointManifest Manifest { get; }
 
-    /// <summary>The weights in the dtype of the run that saved them.</summary>
-    public HfWeightFolder Weights { get; }
-
     /// <summary>Opens a checkpoint that <see cref="CheckpointStore.FindNewestVerified"/> or <see cref="CheckpointLocator"/> found.</summary>
     /// <exception cref="ConfigException">A file is refused.</exception>
     public CheckpointReader(StoredCheckpoint checkpoint)
     {
         (Folder, Manifest) = (checkpoint.Folder, checkpoint.Manifest);
-        Weights = HfWeightFolder.Open(Folder);
+        shapes = Manifest.Tensors.ToDictionary(tensor => tensor.Name, tensor => tensor.Shape, StringComparer.Ordinal);
+        weights = Manifest.HasWeightFiles() ? HfWeightFolder.Open(Folder) : null;
         foreach (var state in Manifest.State)
             foreach (var slice in state.Slices)
             {
@@ -37,14 +39,23 @@ public sealed class CheckpointReader : IDisposable
             }
     }
 
-    /// <summary>Fills weights of this rank from the whole tensors.</summary>
-    /// <exception cref="ConfigException">MODEL001 a tensor is missing, MODEL003 its shape differs.</exception>
+    /// <summary>
+    /// Fills weights of this rank: from the whole tensors, or, after <c>--save_safetensors false</c>, from the fp32 masters, cast.
+    /// </summary>
+    /// <exception cref="ConfigException">MODEL001 a tensor is missing, MODEL003 its shape differs; CKPT031 likewise for masters.</exception>
     public void LoadWeights(IReadOnlyList<WeightBlock> wanted)
     {
+        if (weights is not null)
+        {
+            weights.ReadBlocks(wanted);
+            return;
+        }
         foreach (var weight in wanted)
         {
-            using var flat = weight.Values.view(-1);
-            Weights.ReadBlock(weight.Block, flat);
+            using var master = empty(weight.Block.NumElements, dtype: float32, device: CPU);
+            LoadState([new StateSlice(weight.Block, StateKind.Master, 0, weight.Block.NumElements, master)]);
+            using var shaped = master.view(weight.Values.shape);
+            weight.Values.copy_(shaped);
         }
     }
 
@@ -57,9 +68,13 @@ public sealed class CheckpointReader : IDisposable
     {
         if (wanted.Count > 0 && !Manifest.HasOptimizerState())
             throw new ConfigException("CKPT030", $"{Folder} holds weights only, no optimizer state; give --finetune true or --no_load_optim true.");
+        // This opens every file that is needed; from then on they are only read, by several threads.
         var errors = wanted.SelectMany(FindProblems).Take(20).ToList();
         if (errors.Count > 0) throw new ConfigException(errors);
-        foreach (var slice in wanted) Load(slice);
+        var direct = wanted.Where(IsDirect).OrderByDescending(slice => slice.End - slice.Begin).Select(slice => (Slice: slice, Destination: Address(slice.Values))).ToList();
+        FileThreads.ForEach(direct, ThreadsMax, item => Fill(item.Slice, item.Destination));
+        foreach (var slice in wanted)
+            if (!IsDirect(slice)) LoadStaged(slice);
     }
 
     /// <summary>Compares the model of the checkpoint with that of this run.</summary>
@@ -73,7 +88,7 @@ public sealed class CheckpointReader : IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
-        Weights.Dispose();
+        weights?.Dispose();
         foreach (var file in stateFiles.Values) file.Dispose();
     }
 
@@ -85,7 +100,7 @@ public sealed class CheckpointReader : IDisposable
             yield return new ConfigError("CKPT031", $"{Folder} has no {wanted.Kind} state of tensor {name}; use the optimizer and model of the checkpoint, or give --no_load_optim true.");
             yield break;
         }
-        var shape = Weights.Entry(wanted.Block.Name).Shape;
+        var shape = shapes[wanted.Block.Name];
         if (!shape.AsSpan().SequenceEqual(wanted.Block.GlobalShape))
             yield return new ConfigError("CKPT031", $"{Folder}: tensor {name} has shape [{string.Join(", ", shape)}] instead of [{string.Join(", ", wanted.Block.GlobalShape)}]; use the model of the checkpoint.");
         var dtype = TensorBytes.ToSafetensors(wanted.Values.dtype);
@@ -97,27 +112,29 @@ public sealed class CheckpointReader : IDisposable
         }
     }
 
-    private void Load(StateSlice wanted)
+    private static bool IsDirect(StateSlice slice) => slice.Values.device_type == DeviceType.CPU && slice.Values.is_contiguous();
+
+    private static unsafe nint Address(Tensor values) => (nint)TensorBytes.Pointer(values);
+
+    private void LoadStaged(StateSlice wanted)
     {
-        var isDirect = wanted.Values.device_type == DeviceType.CPU && wanted.Values.is_contiguous();
-        using var staging = isDirect ? wanted.Values.alias() : empty(wanted.Values.shape, dtype: wanted.Values.dtype, device: CPU);
-        var filled = Fill(wanted, staging);
-        if (filled != wanted.End - wanted.Begin)
-            throw new InvalidOperationException(string.Create(CultureInfo.InvariantCulture, $"{filled} of {wanted.End - wanted.Begin} elements of {wanted.Block.Name} ({wanted.Kind}) were found in {Folder}."));
-        if (!isDirect) wanted.Values.copy_(staging);
+        using var staging = empty(wanted.Values.shape, dtype: wanted.Values.dtype, device: CPU);
+        Fill(wanted, Address(staging));
+        wanted.Values.copy_(staging);
     }
 
-    private unsafe long Fill(StateSlice wanted, Tensor destination)
+    private unsafe void Fill(StateSlice wanted, nint destination)
     {
-        var pointer = TensorBytes.Pointer(destination);
-        var elementBytes = (int)destination.element_size();
+        // FindProblems made sure that all saved slices have the dtype that is wanted.
         var filled = 0L;
         foreach (var (fileName, slice) in slices[(wanted.Block.Name, wanted.Kind)])
         {
-            var file = StateFile(fileName);
-            filled += BlockTransfer.Gather(slice.Range.Intersect(wanted.Range), elementBytes, (bytes, offset) => file.Read(slice.Entry, offset, bytes), pointer);
+            var file = stateFiles[fileName];
+            filled += BlockTransfer.Gather(
+                slice.Range.Intersect(wanted.Range), file.Entry(slice.Entry).DType.SizeBytes(), (bytes, offset) => file.Read(slice.Entry, offset, bytes), (byte*)destination);
         }
-        return filled;
+        if (filled != wanted.End - wanted.Begin)
+            throw new InvalidOperationException(string.Create(CultureInfo.InvariantCulture, $"{filled} of {wanted.End - wanted.Begin} elements of {wanted.Block.Name} ({wanted.Kind}) were found in {Folder}."));
     }
 
     private SafetensorsFile StateFile(string name)

@@ -24,6 +24,9 @@ public sealed class CheckpointStore
 
     private const string TemporaryPrefix = ".tmp-";
     private const string DeletingPrefix = ".deleting-";
+    // Hashing shares the machine with the next training step.
+    private const int HashThreadsMax = 2;
+
     private static readonly TimeSpan garbageAge = TimeSpan.FromHours(1);
 
     private readonly TimeProvider time;
@@ -101,7 +104,9 @@ public sealed class CheckpointStore
     /// <summary>
     /// The newest checkpoint that verifies. Damaged ones are passed over with a notice each; nothing is deleted.
     /// </summary>
-    public CheckpointSearch FindNewestVerified(CheckpointVerification level)
+    /// <param name="level">How much is read.</param>
+    /// <param name="share">Ranks that search together, and come to the same answer; null: this one alone.</param>
+    public CheckpointSearch FindNewestVerified(CheckpointVerification level, VerificationShare? share = null)
     {
         var notices = new List<string>();
         long? newest = null;
@@ -110,13 +115,13 @@ public sealed class CheckpointStore
             newest ??= iteration;
             try
             {
-                var manifest = CheckpointVerifier.Verify(folder, level);
+                var manifest = CheckpointVerifier.Verify(folder, level, share ?? VerificationShare.Alone);
                 if (newest > iteration) notices.Add($"Going back to {folder}: {newest - iteration} iterations are lost.");
                 return new CheckpointSearch(new StoredCheckpoint(folder, manifest), notices);
             }
-            catch (Exception exception) when (exception is ConfigException or IOException or UnauthorizedAccessException)
+            catch (ConfigException exception)
             {
-                notices.Add($"{folder} is passed over, it is damaged or incomplete: {(exception as ConfigException)?.Errors[0].ToString() ?? exception.Message}");
+                notices.Add($"{folder} is passed over, it is damaged or incomplete: {exception.Errors[0]}");
             }
         }
         return new CheckpointSearch(null, notices);
@@ -127,14 +132,15 @@ public sealed class CheckpointStore
     /// old it is, nor is <paramref name="inUse"/>.
     /// </summary>
     /// <param name="keep">Checkpoints to keep, at least 1.</param>
+    /// <param name="level">How much is read to tell which one verifies: after a commit the newest one has just been written.</param>
     /// <param name="inUse">Folder that a job is loading, or null.</param>
     /// <returns>Folders deleted.</returns>
-    public IReadOnlyList<string> Prune(int keep, string? inUse = null)
+    public IReadOnlyList<string> Prune(int keep, CheckpointVerification level, string? inUse = null)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(keep, 1);
         var excess = Folders().Skip(keep).Select(entry => entry.Folder).Reverse().ToList();
         if (excess.Count == 0) return [];
-        var newestVerified = FindNewestVerified(CheckpointVerification.Sizes).Found?.Folder;
+        var newestVerified = FindNewestVerified(level).Found?.Folder;
         var deleted = excess.Where(folder => folder != newestVerified && folder != inUse).ToList();
         foreach (var folder in deleted) Delete(folder, Path.Combine(Root, DeletingPrefix + Path.GetFileName(folder)));
         return deleted;
@@ -154,6 +160,19 @@ public sealed class CheckpointStore
         return garbage;
     }
 
+    /// <summary>The manifest of a checkpoint folder, checked in itself; no other file is opened.</summary>
+    /// <exception cref="ConfigException">CKPT010 to CKPT014.</exception>
+    public static CheckpointManifest ReadManifest(string folder)
+    {
+        var path = Path.Combine(folder, CheckpointManifest.FileName);
+        if (!File.Exists(path)) throw new ConfigException("CKPT010", $"{folder} has no {CheckpointManifest.FileName}; it is no complete checkpoint of this program.");
+        return CheckpointManifest.Parse(StrictJson.ReadFile(path, "CKPT010"), path);
+    }
+
+    /// <summary>Verifies one checkpoint folder.</summary>
+    /// <exception cref="ConfigException">CKPT010 to CKPT023, ST0xx.</exception>
+    public static CheckpointManifest Verify(string folder, CheckpointVerification level) => CheckpointVerifier.Verify(folder, level, VerificationShare.Alone);
+
     /// <summary>Iteration folders, newest first; nothing is opened.</summary>
     internal IReadOnlyList<(long Iteration, string Folder)> Folders() => !Directory.Exists(Root)
         ? []
@@ -172,10 +191,10 @@ public sealed class CheckpointStore
         }
         beforeStep("hash weights");
         var tensors = pieces.SelectMany(piece => piece.Tensors).ToList();
-        CheckWritten(tensors, pieces.SelectMany(piece => piece.Written));
-        var weightHash = new XxHash128();
-        var weightFiles = tensors.Select(tensor => tensor.File).Distinct(StringComparer.Ordinal)
-            .Select(name => CheckpointVerifier.HashWeights(Path.Combine(folder, name), name, weightHash)).ToList();
+        var hasWeights = tensors.All(tensor => tensor.File is not null);
+        if (hasWeights) CheckWritten(tensors, pieces.SelectMany(piece => piece.Written));
+        var known = ordered.SelectMany(part => part.Files).Select(file => file.Name).ToHashSet(StringComparer.Ordinal);
+        var rest = HashRest(folder, [.. tensors.Select(tensor => tensor.File).OfType<string>().Distinct(StringComparer.Ordinal).Where(name => !known.Contains(name))]);
         return new CheckpointManifest
         {
             FormatVersion = CheckpointManifest.CurrentVersion,
@@ -184,12 +203,27 @@ public sealed class CheckpointStore
             SaveId = saveId,
             Run = run,
             ModelConfigHash = ConfigFacts.Hash(run.ModelConfig),
-            Files = [.. weightFiles, .. ordered.SelectMany(part => part.Files)],
+            Files = [.. rest.Select(file => file.File), .. ordered.SelectMany(part => part.Files)],
             Tensors = tensors,
             State = [.. pieces.Select(piece => piece.State).OfType<ManifestStateFile>()],
-            WeightHash = Convert.ToHexStringLower(weightHash.GetCurrentHash()),
+            WeightHash = hasWeights ? WeightHashes.Combine(rest.SelectMany(file => file.Tensors).Concat(pieces.SelectMany(piece => piece.Hashes))) : null,
             PreviousManifestHash = previousHash,
         };
+    }
+
+    /// <summary>Hashes the weight files that several ranks wrote, a few at a time.</summary>
+    private static HashedFile[] HashRest(string folder, IReadOnlyList<string> names)
+    {
+        var hashed = new HashedFile[names.Count];
+        try
+        {
+            FileThreads.ForEach([.. Enumerable.Range(0, names.Count)], HashThreadsMax, index => hashed[index] = WeightHashes.Hash(Path.Combine(folder, names[index]), names[index]));
+        }
+        catch (ConfigException exception)
+        {
+            throw new IOException(exception.Message);
+        }
+        return hashed;
     }
 
     private static ManifestPart ParsePart(RankPart part)

@@ -1,5 +1,5 @@
+using System.Collections.Concurrent;
 using System.Globalization;
-using System.IO.Hashing;
 using Megatron.Compute.Configuration;
 
 namespace Megatron.Compute.Checkpointing;
@@ -14,44 +14,58 @@ public enum CheckpointVerification
     Sizes,
 }
 
+/// <summary>
+/// How the files of a checkpoint are divided among the ranks that verify it together: each reads its share, and all learn whether one has failed.
+/// </summary>
+/// <param name="Rank">This rank.</param>
+/// <param name="Size">All ranks.</param>
+/// <param name="AnyFailed">True on every rank when one passes true; entered by all.</param>
+public sealed record VerificationShare(int Rank, int Size, Func<bool, bool> AnyFailed)
+{
+    /// <summary>Nobody to share with.</summary>
+    public static VerificationShare Alone { get; } = new(0, 1, static failed => failed);
+
+    /// <summary>True for the files of this rank.</summary>
+    public bool Has(int index) => index % Size == Rank;
+}
+
 /// <summary>Checks a checkpoint folder against its manifest, before anything of it is loaded.</summary>
 internal static class CheckpointVerifier
 {
     private const int ErrorsMax = 20;
+    private const int ThreadsMax = 4;
 
-    /// <summary>Verifies a folder.</summary>
+    /// <summary>Verifies a folder: manifest and file set wholly, the content of the files that are this rank's.</summary>
     /// <exception cref="ConfigException">
-    /// CKPT010 to CKPT013 the manifest; CKPT020 file set; CKPT021 lengths; CKPT022 hashes; CKPT023 headers; ST0xx a file is refused.
+    /// CKPT010 to CKPT013 the manifest; CKPT020 file set; CKPT021 lengths; CKPT022 hashes; CKPT023 headers; CKPT024 another rank found one of these;
+    /// ST0xx a file is refused.
     /// </exception>
-    public static CheckpointManifest Verify(string folder, CheckpointVerification level)
+    public static CheckpointManifest Verify(string folder, CheckpointVerification level, VerificationShare share)
     {
-        var path = Path.Combine(folder, CheckpointManifest.FileName);
-        if (!File.Exists(path)) throw new ConfigException("CKPT010", $"{folder} has no {CheckpointManifest.FileName}; it is no complete checkpoint of this program.");
-        var manifest = CheckpointManifest.Parse(StrictJson.ReadFile(path, "CKPT010"), path);
-        ThrowIfAny(CompareFileSet(folder, manifest));
-        ThrowIfAny(CompareLengths(folder, manifest));
-        if (level == CheckpointVerification.Full) ThrowIfAny(CompareHashes(folder, manifest));
-        ThrowIfAny(CompareHeaders(folder, manifest));
+        CheckpointManifest? manifest = null;
+        Exception? problem = null;
+        try
+        {
+            manifest = VerifyShare(folder, level, share);
+        }
+        catch (Exception exception) when (exception is ConfigException or IOException or UnauthorizedAccessException)
+        {
+            problem = exception as ConfigException ?? new ConfigException("CKPT022", $"{folder} cannot be read ({exception.Message.TrimEnd('.')}); check the disk and its permissions.");
+        }
+        var anyFailed = share.AnyFailed(problem is not null);
+        if (problem is not null) throw problem;
+        if (manifest is null || anyFailed) throw new ConfigException("CKPT024", $"{folder}: another rank found the checkpoint damaged; see its message.");
         return manifest;
     }
 
-    /// <summary>Hashes a weight file, and adds its data without the header to <paramref name="weightHash"/>.</summary>
-    /// <exception cref="IOException">The file cannot be read or is no safetensors file.</exception>
-    public static CheckpointFile HashWeights(string path, string name, XxHash128 weightHash)
+    private static CheckpointManifest VerifyShare(string folder, CheckpointVerification level, VerificationShare share)
     {
-        using var handle = File.OpenHandle(path, options: FileOptions.SequentialScan);
-        var hash = new XxHash128();
-        var buffer = new byte[TensorBytes.SliceBytes];
-        var (position, dataStart) = (0L, 0L);
-        while (RandomAccess.Read(handle, buffer, position) is > 0 and var count)
-        {
-            hash.Append(buffer.AsSpan(0, count));
-            if (position == 0) dataStart = count >= 8 ? 8 + BitConverter.ToInt64(buffer) : long.MaxValue;
-            var skipped = (int)Math.Clamp(dataStart - position, 0, count);
-            weightHash.Append(buffer.AsSpan(skipped, count - skipped));
-            position += count;
-        }
-        return new CheckpointFile(name, position, Convert.ToHexStringLower(hash.GetCurrentHash()));
+        var manifest = CheckpointStore.ReadManifest(folder);
+        ThrowIfAny(CompareFileSet(folder, manifest));
+        ThrowIfAny(CompareLengths(folder, manifest));
+        if (level == CheckpointVerification.Full) ThrowIfAny(CompareHashes(folder, manifest, share));
+        ThrowIfAny(CompareHeaders(folder, manifest, share));
+        return manifest;
     }
 
     private static IEnumerable<ConfigError> CompareFileSet(string folder, CheckpointManifest manifest)
@@ -81,23 +95,30 @@ internal static class CheckpointVerifier
         }
     }
 
-    private static IEnumerable<ConfigError> CompareHashes(string folder, CheckpointManifest manifest)
+    private static List<ConfigError> CompareHashes(string folder, CheckpointManifest manifest, VerificationShare share)
     {
-        foreach (var file in manifest.Files)
-            if (HashWeights(Path.Combine(folder, file.Name), file.Name, new XxHash128()).XxHash128 != file.XxHash128)
-                yield return new ConfigError("CKPT022", $"{folder}: the content of {Printable.Quote(file.Name)} is not what was saved (hash differs); restore the folder from a copy.");
+        // Largest first, so that the threads end together.
+        var own = manifest.Files.OrderByDescending(file => file.SizeBytes).Where((_, index) => share.Has(index)).ToList();
+        var errors = new ConcurrentBag<ConfigError>();
+        FileThreads.ForEach(own, ThreadsMax, file =>
+        {
+            if (WeightHashes.HashPlain(Path.Combine(folder, file.Name), file.Name).XxHash128 != file.XxHash128)
+                errors.Add(new ConfigError("CKPT022", $"{folder}: the content of {Printable.Quote(file.Name)} is not what was saved (hash differs); restore the folder from a copy."));
+        });
+        return [.. errors.OrderBy(error => error.Message, StringComparer.Ordinal)];
     }
 
-    private static IEnumerable<ConfigError> CompareHeaders(string folder, CheckpointManifest manifest)
+    private static IEnumerable<ConfigError> CompareHeaders(string folder, CheckpointManifest manifest, VerificationShare share)
     {
-        foreach (var group in manifest.Tensors.GroupBy(tensor => tensor.File, StringComparer.Ordinal))
+        foreach (var group in manifest.Tensors.GroupBy(tensor => tensor.File, StringComparer.Ordinal).Where((_, index) => share.Has(index)))
         {
+            if (group.Key is null) continue;
             using var file = SafetensorsFile.Open(Path.Combine(folder, group.Key), strict: true);
             var expected = group.ToList();
             if (file.Tensors.Count != expected.Count || expected.Any(tensor => !Matches(file, tensor.Name, tensor.DType, tensor.Shape)))
                 yield return new ConfigError("CKPT023", $"{folder}: the tensors of {Printable.Quote(group.Key)} are not those of the manifest; restore the folder from a copy.");
         }
-        foreach (var state in manifest.State)
+        foreach (var state in manifest.State.Where((_, index) => share.Has(index)))
         {
             using var file = SafetensorsFile.Open(Path.Combine(folder, state.File), strict: true);
             if (file.Tensors.Count != state.Slices.Count || state.Slices.Any(slice => !Matches(file, slice.Entry, null, [slice.End - slice.Begin])))

@@ -6,17 +6,15 @@ using static TorchSharp.torch;
 
 namespace Megatron.Compute.Checkpointing;
 
-/// <summary>A tensor that a model expects to find in a weight folder.</summary>
-/// <param name="Name">Hugging Face name.</param>
-/// <param name="Shape">Its whole shape.</param>
-public sealed record ExpectedTensor(string Name, long[] Shape);
-
 /// <summary>
 /// The weights of a Hugging Face folder: <c>model.safetensors</c>, or the shards of <c>model.safetensors.index.json</c>. Reads only the rows
 /// and columns that are asked for, so memory is bounded by one block. Pickle files (.bin, .pt, .pth) are refused, never opened.
 /// </summary>
-public sealed class HfWeightFolder : IDisposable
+public sealed class HfWeightFolder : IWeightSource
 {
+    private const int ThreadsMax = 4;
+    private const int DirectPieceBytes = 64 << 20;
+
     private readonly List<SafetensorsFile> files = [];
     private readonly Dictionary<string, SafetensorsFile> fileOf = new(StringComparer.Ordinal);
 
@@ -60,29 +58,17 @@ public sealed class HfWeightFolder : IDisposable
     /// <exception cref="ConfigException">MODEL001: no such tensor.</exception>
     public SafetensorsEntry Entry(string name) => FileOf(name).Entry(name);
 
-    /// <summary>Compares the folder with what a model expects and reports every difference at once.</summary>
-    /// <param name="expected">All tensors of the model.</param>
-    /// <param name="optional">Names that may be absent or present: <c>lm_head.weight</c> of a model with tied embeddings, stored rotary tables.</param>
-    /// <exception cref="ConfigException">
-    /// MODEL001 missing, MODEL002 unexpected, MODEL003 wrong shape, MODEL004 not a floating-point type; the first 20 of each kind and their number.
-    /// </exception>
-    public void Check(IReadOnlyList<ExpectedTensor> expected, IReadOnlySet<string> optional)
-    {
-        var known = expected.ToDictionary(tensor => tensor.Name, StringComparer.Ordinal);
-        var errors = new List<ConfigError>();
-        AddErrors(errors, "MODEL001", "is missing; the folder is incomplete or belongs to another model",
-            [.. expected.Where(tensor => !Contains(tensor.Name) && !optional.Contains(tensor.Name)).Select(tensor => Printable.Quote(tensor.Name))]);
-        AddErrors(errors, "MODEL002", "is not part of the model that config.json describes; use the folder with its own config.json",
-            [.. Names.Where(name => !known.ContainsKey(name) && !optional.Contains(name)).Order(StringComparer.Ordinal).Select(Printable.Quote)]);
-        var present = expected.Where(tensor => Contains(tensor.Name)).Select(tensor => (Expected: tensor, Found: Entry(tensor.Name))).ToList();
-        AddErrors(errors, "MODEL003", "does not fit config.json; use weights and config.json of the same model",
-            [.. present.Where(pair => !pair.Found.Shape.AsSpan().SequenceEqual(pair.Expected.Shape))
-                .Select(pair => $"{Printable.Quote(pair.Expected.Name)} with shape {pair.Found.ShapeText} instead of [{string.Join(", ", pair.Expected.Shape)}]")]);
-        AddErrors(errors, "MODEL004", "cannot be loaded as a weight; convert the folder to BF16, F16 or F32",
-            [.. present.Where(pair => pair.Found.DType is not (SafetensorsDType.BF16 or SafetensorsDType.F16 or SafetensorsDType.F32 or SafetensorsDType.F64))
-                .Select(pair => $"{Printable.Quote(pair.Expected.Name)} of dtype {pair.Found.DType}")]);
-        if (errors.Count > 0) throw new ConfigException(errors);
-    }
+    /// <inheritdoc/>
+    public string Fingerprint => string.Join('|', files.Select(file => string.Create(CultureInfo.InvariantCulture, $"{file.Path}:{file.FileBytes}:{File.GetLastWriteTimeUtc(file.Path).Ticks}")));
+
+    /// <inheritdoc/>
+    public WeightInfo? Find(string name) => fileOf.TryGetValue(name, out var file) ? new WeightInfo(file.Entry(name).DType, file.Entry(name).Shape) : null;
+
+    /// <inheritdoc/>
+    public void ReadElements(string name, long begin, Span<byte> destination) => FileOf(name).Read(name, begin * Entry(name).DType.SizeBytes(), destination);
+
+    /// <summary>Compares the folder with what a model expects, see <see cref="WeightCheck.Run"/>.</summary>
+    public void Check(IReadOnlyList<ExpectedTensor> expected, IReadOnlySet<string> optional) => WeightCheck.Run(this, expected, optional);
 
     /// <summary>Reads a whole tensor in the file's dtype; the caller's dispose scope owns it.</summary>
     /// <exception cref="ConfigException">MODEL001 no such tensor; ST009 its dtype cannot be held.</exception>
@@ -96,12 +82,7 @@ public sealed class HfWeightFolder : IDisposable
     /// <exception cref="ConfigException">MODEL001 no such tensor; MODEL003 its shape is not the block's global shape.</exception>
     public void ReadBlock(TensorBlock block, Tensor destination)
     {
-        var file = FileOf(block.Name);
-        var entry = file.Entry(block.Name);
-        if (!entry.Shape.AsSpan().SequenceEqual(block.GlobalShape))
-            throw new ConfigException("MODEL003", $"{Folder}: tensor {Printable.Quote(block.Name)} with shape {entry.ShapeText} instead of [{string.Join(", ", block.GlobalShape)}] does not fit config.json; use weights and config.json of the same model.");
-        if (destination.numel() != block.NumElements)
-            throw new InvalidOperationException($"The block of {block.Name} has {block.NumElements} elements, its destination {destination.numel()}.");
+        var (file, entry) = Locate(block, destination);
         if (block.NumElements == entry.NumElements)
         {
             file.ReadInto(block.Name, destination, 0);
@@ -114,6 +95,22 @@ public sealed class HfWeightFolder : IDisposable
         if (isDirect) return;
         using var shaped = staging.view(destination.shape);
         destination.copy_(shaped);
+    }
+
+    /// <summary>
+    /// The same for all blocks of a rank. Those that need no cast are read by several threads straight into the tensors.
+    /// </summary>
+    /// <exception cref="ConfigException">As <see cref="ReadBlock"/>.</exception>
+    public void ReadBlocks(IReadOnlyList<WeightBlock> wanted)
+    {
+        var direct = new List<DirectRead>();
+        foreach (var (block, values) in wanted)
+        {
+            var (file, entry) = Locate(block, values);
+            if (values.device_type == DeviceType.CPU && values.is_contiguous() && values.dtype == TensorBytes.ToScalarType(entry.DType)) AddDirect(direct, file, entry, block, values);
+            else ReadBlock(block, values);
+        }
+        FileThreads.ForEach([.. direct.OrderByDescending(read => read.Wanted.Count)], ThreadsMax, static read => read.Run());
     }
 
     /// <summary>Counts NaN and infinite values of a tensor.</summary>
@@ -133,6 +130,28 @@ public sealed class HfWeightFolder : IDisposable
     {
         var runs = BlockRange.WholeTensor(entry.Shape).Intersect(BlockRange.Whole(block.Offset, block.Shape));
         BlockTransfer.Gather(runs, entry.DType.SizeBytes(), (bytes, offset) => file.Read(entry.Name, offset, bytes), TensorBytes.Pointer(destination));
+    }
+
+    private (SafetensorsFile File, SafetensorsEntry Entry) Locate(TensorBlock block, Tensor destination)
+    {
+        var file = FileOf(block.Name);
+        var entry = file.Entry(block.Name);
+        if (!entry.Shape.AsSpan().SequenceEqual(block.GlobalShape))
+            throw new ConfigException("MODEL003", $"{Folder}: tensor {Printable.Quote(block.Name)} with shape {entry.ShapeText} instead of [{string.Join(", ", block.GlobalShape)}] does not fit config.json; use weights and config.json of the same model.");
+        if (destination.numel() != block.NumElements)
+            throw new InvalidOperationException($"The block of {block.Name} has {block.NumElements} elements, its destination {destination.numel()}.");
+        return (file, entry);
+    }
+
+    /// <summary>Cuts a block into pieces that several threads can read.</summary>
+    private static unsafe void AddDirect(List<DirectRead> reads, SafetensorsFile file, SafetensorsEntry entry, TensorBlock block, Tensor values)
+    {
+        var piece = DirectPieceBytes / entry.DType.SizeBytes();
+        for (var begin = 0L; begin < block.NumElements; begin += piece)
+        {
+            var wanted = new BlockRange(block.Offset, block.Shape, begin, Math.Min(begin + piece, block.NumElements));
+            reads.Add(new DirectRead(file, entry, wanted, (nint)(TensorBytes.Pointer(values) + begin * entry.DType.SizeBytes())));
+        }
     }
 
     private SafetensorsFile FileOf(string name) => fileOf.TryGetValue(name, out var file)
@@ -170,14 +189,6 @@ public sealed class HfWeightFolder : IDisposable
         if (problems.Count > 0) throw new ConfigException([.. problems.Take(20).Select(problem => new ConfigError("ST025", $"{index}: {problem}."))]);
     }
 
-    private void AddErrors(List<ConfigError> errors, string code, string what, IReadOnlyList<string> subjects)
-    {
-        const int shown = 20;
-        foreach (var subject in subjects.Take(shown)) errors.Add(new ConfigError(code, $"{Folder}: tensor {subject} {what}."));
-        if (subjects.Count > shown)
-            errors.Add(new ConfigError(code, string.Create(CultureInfo.InvariantCulture, $"{Folder}: {subjects.Count - shown} more tensors like these ({subjects.Count} in total).")));
-    }
-
     private static ConfigException NoWeights(string folder)
     {
         var pickle = Directory.EnumerateFiles(folder).Select(Path.GetFileName).Order(StringComparer.Ordinal)
@@ -185,5 +196,12 @@ public sealed class HfWeightFolder : IDisposable
         return pickle is not null
             ? new ConfigException("MODEL005", $"{folder} holds {pickle} but no safetensors: such files run code when opened and are never read; convert the model to safetensors elsewhere.")
             : new ConfigException("MODEL005", $"{folder} holds neither {HfShardPlan.SingleFileName} nor {HfShardPlan.IndexFileName}; name a Hugging Face model folder with safetensors weights.");
+    }
+
+    /// <summary>A piece of a block whose bytes go from the file to memory as they are.</summary>
+    private sealed record DirectRead(SafetensorsFile File, SafetensorsEntry Entry, BlockRange Wanted, nint Destination)
+    {
+        public unsafe void Run() => BlockTransfer.Gather(
+            BlockRange.WholeTensor(Entry.Shape).Intersect(Wanted), Entry.DType.SizeBytes(), (bytes, offset) => File.Read(Entry.Name, offset, bytes), (byte*)Destination);
     }
 }

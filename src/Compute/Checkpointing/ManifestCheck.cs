@@ -58,13 +58,15 @@ internal static class ManifestCheck
             if (file.SizeBytes < 0 || file.XxHash128.Length != 32 || !file.XxHash128.All(char.IsAsciiHexDigitLower))
                 errors.Add(new ConfigError("CKPT012", $"{source}: length or hash of {Printable.Quote(file.Name)} cannot be; the file is damaged."));
         }
-        foreach (var name in manifest.Tensors.Select(tensor => tensor.File).Concat(manifest.State.Select(state => state.File)).Distinct(StringComparer.Ordinal))
+        foreach (var name in manifest.Tensors.Select(tensor => tensor.File).OfType<string>().Concat(manifest.State.Select(state => state.File)).Distinct(StringComparer.Ordinal))
             if (!names.Contains(name)) errors.Add(new ConfigError("CKPT012", $"{source}: {Printable.Quote(name)} holds tensors but is not among the files; the file is damaged."));
     }
 
     private static void CheckTensors(CheckpointManifest manifest, string source, List<ConfigError> errors)
     {
         var names = new HashSet<string>(StringComparer.Ordinal);
+        if (manifest.Tensors.Any(tensor => tensor.File is null) && (manifest.Tensors.Any(tensor => tensor.File is not null) || !manifest.HasOptimizerState()))
+            errors.Add(new ConfigError("CKPT012", $"{source}: some tensors lie in no file; the file is damaged."));
         foreach (var tensor in manifest.Tensors)
         {
             if (!names.Add(tensor.Name)) errors.Add(new ConfigError("CKPT012", $"{source}: tensor {Printable.Quote(tensor.Name)} is listed twice; the file is damaged."));
@@ -95,6 +97,7 @@ internal static class ManifestCheck
             group.Add(slice.Range);
         }
         var kinds = groups.Keys.Select(key => key.Kind).Distinct().Order().ToList();
+        if (!manifest.HasWeightFiles() && manifest.Tensors.Count > 0 && !kinds.Contains(StateKind.Master)) kinds.Add(StateKind.Master);
         foreach (var tensor in manifest.Tensors)
             foreach (var kind in kinds)
                 if (SliceCover.Problem(tensor.Shape, groups.GetValueOrDefault((tensor.Name, kind)) ?? []) is { } problem)

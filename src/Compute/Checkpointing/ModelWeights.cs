@@ -20,10 +20,6 @@ public static class ModelWeights
             [.. HfTensorCatalog.Of(config).Select(tensor => new ExpectedTensor(tensor.Name, tensor.Shape))],
             config.TieWordEmbeddings ? new HashSet<string> { HfTensorNames.Head } : []);
         using var scope = NewDisposeScope();
-        foreach (var parameter in parameters)
-        {
-            var flat = parameter.Data.view(-1);
-            foreach (var block in parameter.Blocks) weights.ReadBlock(block, flat.narrow(0, block.FlatOffset, block.NumElements));
-        }
+        weights.ReadBlocks(WeightBlock.OfParameters(parameters, withDuplicates: true));
     }
 }

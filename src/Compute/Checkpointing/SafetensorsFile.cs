@@ -25,6 +25,12 @@ public sealed class SafetensorsFile : IDisposable
     /// <summary>The <c>__metadata__</c> map; empty when absent.</summary>
     public IReadOnlyDictionary<string, string> Metadata => header.Metadata;
 
+    /// <summary>First byte of the data in the file.</summary>
+    internal long DataStart => dataStart;
+
+    /// <summary>Length of the file when it was opened.</summary>
+    internal long FileBytes => fileBytes;
+
     /// <summary>Opens a file and checks its header.</summary>
     /// <param name="path">The file; links are followed.</param>
     /// <param name="strict">Refuse unknown fields in tensor entries (our own checkpoints); otherwise they are ignored.</param>
@@ -115,6 +121,9 @@ public sealed class SafetensorsFile : IDisposable
 
     /// <inheritdoc/>
     public void Dispose() => handle.Dispose();
+
+    /// <summary>Reads bytes of the file itself, header included.</summary>
+    internal void ReadRaw(Span<byte> destination, long position) => ReadExactly(destination, position);
 
     internal ScalarType LoadableType(SafetensorsEntry entry) =>
         TensorBytes.ToScalarType(entry.DType) ?? throw SafetensorsHeader.Error("ST009", Path, $"tensor {Printable.Quote(entry.Name)} has dtype {entry.DType}, which cannot be loaded; convert the file to BF16, F16 or F32");

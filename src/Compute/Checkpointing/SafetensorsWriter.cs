@@ -11,6 +11,9 @@ namespace Megatron.Compute.Checkpointing;
 /// <summary>A tensor to be written: name, element type and shape.</summary>
 public sealed record SafetensorsSpec(string Name, SafetensorsDType DType, long[] Shape)
 {
+    /// <summary>Elements of the tensor.</summary>
+    public long NumElements => Shape.Aggregate(1L, (product, extent) => checked(product * extent));
+
     /// <summary>Bytes of the tensor.</summary>
     public long SizeBytes => Shape.Aggregate((long)DType.SizeBytes(), (product, extent) => checked(product * extent));
 }
@@ -145,18 +148,26 @@ public sealed class SafetensorsWriter : IDisposable
         return next < tensors.Count ? tensors[next] : throw new InvalidOperationException($"{path} already has its {tensors.Count} tensors.");
     }
 
+    // Writes begin at multiples of the buffer's size in the file, so that no page of it is ever read back or written twice.
     private void Append(ReadOnlySpan<byte> bytes)
     {
         hash.Append(bytes);
-        if (bytes.Length > BufferBytes - buffered) FlushBuffer();
-        if (bytes.Length >= BufferBytes)
+        while (bytes.Length > 0)
         {
-            RandomAccess.Write(handle, bytes, position);
-            position += bytes.Length;
-            return;
+            if (buffered == 0 && bytes.Length >= BufferBytes)
+            {
+                var whole = bytes.Length / BufferBytes * BufferBytes;
+                RandomAccess.Write(handle, bytes[..whole], position);
+                position += whole;
+                bytes = bytes[whole..];
+                continue;
+            }
+            var count = Math.Min(bytes.Length, BufferBytes - buffered);
+            bytes[..count].CopyTo(buffer.AsSpan(buffered));
+            buffered += count;
+            bytes = bytes[count..];
+            if (buffered == BufferBytes) FlushBuffer();
         }
-        bytes.CopyTo(buffer.AsSpan(buffered));
-        buffered += bytes.Length;
     }
 
     private void FlushBuffer()

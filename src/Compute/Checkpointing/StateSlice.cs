@@ -76,11 +76,13 @@ public sealed record StateSlice(TensorBlock Block, StateKind Kind, long Begin, l
 /// <param name="Values">As many elements as the block, in its row-major order; any device.</param>
 public sealed record WeightBlock(TensorBlock Block, Tensor Values)
 {
-    /// <summary>The blocks of parameters, without second copies of tied weights. The views belong to the dispose scope that is open.</summary>
-    public static IReadOnlyList<WeightBlock> OfParameters(IEnumerable<Parameter> parameters)
+    /// <summary>The blocks of parameters. The views belong to the dispose scope that is open.</summary>
+    /// <param name="parameters">Parameters of this rank.</param>
+    /// <param name="withDuplicates">Second copies of tied weights too: they are loaded like the first, and never saved.</param>
+    public static IReadOnlyList<WeightBlock> OfParameters(IEnumerable<Parameter> parameters, bool withDuplicates)
     {
         var blocks = new List<WeightBlock>();
-        foreach (var parameter in parameters.Where(parameter => !parameter.Traits.IsSharedDuplicate))
+        foreach (var parameter in parameters.Where(parameter => withDuplicates || !parameter.Traits.IsSharedDuplicate))
         {
             var flat = parameter.Data.view(-1);
             blocks.AddRange(parameter.Blocks.Select(block => new WeightBlock(block, flat.narrow(0, block.FlatOffset, block.NumElements))));

@@ -163,6 +163,8 @@ internal static class CombinationRules
     private static void CheckOutputs(TrainingConfig config, List<ConfigError> errors)
     {
         if (config.ToMcore && config.ToHf) Add(errors, "--to_mcore = true and --to_hf = true exclude each other; give one of them.");
+        if (!config.SaveSafetensors && config.NoSaveOptim)
+            Add(errors, "--save_safetensors = false with --no_save_optim = true would save nothing; leave one of them out.");
         if (config.Stream && config.NumBeams > 1)
             Add(errors, Text($"--stream = true does not go with --num_beams = {config.NumBeams}; use 1."));
         if (!string.IsNullOrEmpty(config.WandbProject) && string.IsNullOrEmpty(config.WandbExpName))

@@ -15,10 +15,10 @@ public sealed partial record TrainingConfig
     [Option("save_total_limit", "Checkpoints that are kept, newest first.", Checkpoint, DefaultFrom = "all")]
     public int? SaveTotalLimit { get; init; }
 
-    [Option("save_safetensors", "Write weights as safetensors: always so here.", Checkpoint)]
+    [Option("save_safetensors", "Each checkpoint is a Hugging Face folder too; false: training slices only.", Checkpoint)]
     public bool SaveSafetensors { get; init; } = true;
 
-    [Option("async_save", "Write a checkpoint while training goes on.", Checkpoint)]
+    [Option("async_save", "Write a checkpoint while training goes on, from a copy in host memory.", Checkpoint)]
     public bool AsyncSave { get; init; }
 
     [Option("no_save_optim", "Leave optimizer and schedule state out of checkpoints.", Checkpoint)]

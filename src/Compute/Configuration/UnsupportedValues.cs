@@ -54,8 +54,6 @@ public static class UnsupportedValues
         new("cuda_graph", ["false"]),
 
         // Checkpoint
-        new("save_safetensors", ["true"]),
-        new("async_save", ["false"]),
         new("ckpt_format", ["torch_dist"], "torch and zarr files are never read or written: they can run code"),
 
         // Distributed

@@ -19,9 +19,12 @@ public static class ModelSource
         if (!Directory.Exists(model))
             throw new ConfigException("MODEL006", $"model = {model} is no folder on this machine; give the path of a model folder (models are not downloaded).");
         var folder = Path.GetFullPath(model);
-        if (File.Exists(Path.Combine(folder, "config.json"))) return folder;
+        var isTrainingOnly = File.Exists(Path.Combine(folder, CheckpointManifest.FileName)) && !HfWeightFolder.HasWeights(folder);
+        if (File.Exists(Path.Combine(folder, "config.json")) && !isTrainingOnly) return folder;
         var search = CheckpointLocator.Find(folder, CheckpointVerification.Full, time);
         foreach (var line in search.Notices) notice(line);
+        if (search.Found is { } found && !found.Manifest.HasWeightFiles())
+            throw new ConfigException("CKPT033", $"{found.Folder} holds training slices only (--save_safetensors false); make a model of it with megatron export --to_hf --mcore_model {model}.");
         return search.Found?.Folder
             ?? throw new ConfigException("MODEL006", $"model = {model} holds neither config.json nor a checkpoint; give a Hugging Face folder, a checkpoint or the folder of a run.");
     }

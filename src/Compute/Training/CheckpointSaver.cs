@@ -1,147 +1,250 @@
+using System.Diagnostics;
 using System.Globalization;
-using System.Text;
 using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
-using Megatron.Compute.Models;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;
 
 /// <summary>
-/// A rank's side of saving: writes its part, sends the receipt, and, on rank 0, commits when the control plane holds all receipts. A disk
-/// that fails costs the save, not the run.
+/// A rank's side of saving: writes its part, sends the receipt, and, on rank 0, commits when the control plane holds all receipts. With
+/// <c>--async_save</c> the values are copied to host memory and the rest happens on other threads while training goes on; at most one save is in
+/// flight, and the next one waits for it. A disk that fails costs the save, not the run.
 /// </summary>
-public sealed class CheckpointSaver
+/// <remarks>
+/// <see cref="Save"/> and <see cref="Complete"/> are entered by all ranks at the same step; <see cref="Advance"/> communicates with nobody. What
+/// other threads do touches the host image and files, no tensor of the rank.
+/// </remarks>
+public sealed class CheckpointSaver : IDisposable
 {
     private static readonly TimeSpan CommitTimeout = TimeSpan.FromMinutes(10);
     private const int FailuresBeforeAlarm = 3;
 
-    private readonly StartRank start;
+    private readonly CheckpointContent content;
     private readonly CheckpointStore store;
-    private readonly string modelFolder;
+    private readonly CancellationTokenSource cancellation = new();
+    private HostImage? image;
+    private PendingSave? pending;
     private int failuresInARow;
 
+    /// <summary>Iteration of the save in flight; null when there is none. The same on all ranks.</summary>
+    public long? PendingIteration => pending?.Iteration;
+
+    /// <param name="start">The attempt and this rank.</param>
+    /// <param name="config">Where and what to save.</param>
     /// <param name="time">Clock of the store.</param>
     /// <param name="modelFolder">Where config.json, generation_config.json and the tokenizer are copied from.</param>
-    public CheckpointSaver(StartRank start, TrainingConfig config, TimeProvider time, string modelFolder)
+    /// <param name="link">Gets a line when old garbage cannot be removed.</param>
+    public CheckpointSaver(StartRank start, TrainingConfig config, TimeProvider time, string modelFolder, RankLink link)
     {
-        (this.start, this.modelFolder) = (start, modelFolder);
+        content = new CheckpointContent(start, modelFolder);
         store = new CheckpointStore(config.Save ?? throw new InvalidOperationException("The run has no folder."), time);
-        if (start.Rank == 0) store.CollectGarbage(start.Attempt.Attempt);
+        if (start.Rank == 0) CollectGarbage(start, link);
     }
 
     /// <summary>
-    /// Saves the run as it stands after the newest step. Entered by all ranks together; all leave with the same answer, so that none goes on
-    /// counting on a checkpoint that another has given up.
+    /// Saves the run as it stands after the newest step. Entered by all ranks together, and all leave together: with the save committed or given
+    /// up when <paramref name="wait"/> is set, else as soon as the values are copied.
     /// </summary>
-    /// <returns>Whether it was committed, and a stop command that reached rank 0 meanwhile.</returns>
-    public (bool IsCommitted, StopRank? Stop) Save(RankSetup rank, RankLink link)
+    /// <param name="wait">Do not save in the background.</param>
+    /// <returns>What became of the save before this one, or of this one; a stop command that reached rank 0 meanwhile.</returns>
+    public SaveOutcome Save(RankSetup rank, RankLink link, bool wait)
     {
-        var (world, device) = (rank.Parallel.World, rank.Device);
-        var saveId = string.Create(CultureInfo.InvariantCulture, $"{rank.Progress.Iteration}");
-        if (link.Rank == 0) link.Notice($"saving checkpoint at iteration {rank.Progress.Iteration,7} to {store.Root} in torch_dist format");
-        var part = Attempt(rank, link, () => Write(rank, saveId));
-        if (HostValues.Any(world, device, part is null)) return (false, null);
-
-        link.Report(new CheckpointReceipt(link.Attempt, link.Rank, saveId, rank.Progress.Iteration, part?.Files ?? [], part?.ManifestPart ?? ""));
-        StopRank? stop = null;
-        var committed = link.Rank == 0 && Attempt(rank, link, () => AwaitCommit(rank, link, saveId, ref stop)) is not null;
-        var isCommitted = HostValues.FromFirst(world, device, committed ? 1 : 0) == 1;
-        if (isCommitted) failuresInARow = 0;
-        return (isCommitted, stop);
+        var iteration = rank.Progress.Iteration;
+        var earlier = SaveOutcome.Nothing;
+        if (pending is { } busy)
+        {
+            if (link.Rank == 0 && busy.IsBusy)
+                link.Notice($"the checkpoint of iteration {iteration,7} waits for that of iteration {busy.Iteration}, which is still being written; save less often or to a faster disk", RankNoticeLevel.Warning);
+            earlier = Complete(rank, link);
+        }
+        if (link.Rank == 0) link.Notice($"saving checkpoint at iteration {iteration,7} to {store.Root} in torch_dist format");
+        Start(rank, link, isInBackground: !wait);
+        return wait ? Complete(rank, link).After(earlier) : earlier;
     }
 
-    /// <summary>A disk that fails is a notice to the user and null; anything else ends the rank.</summary>
-    private T? Attempt<T>(RankSetup rank, RankLink link, Func<T> write) where T : class
+    /// <summary>
+    /// Moves a save in flight on by what has become possible: sends the receipt, starts the commit, reports it. Called between two steps.
+    /// </summary>
+    public void Advance(RankLink link)
+    {
+        if (pending is not { } save) return;
+        if (save.Part is null && save.Writing.IsDone) TakePart(save, link);
+        if (save.Committing is { IsDone: true }) TakeCommit(save, link);
+    }
+
+    /// <summary>Takes a commit command that came between two steps; one of another save is stale.</summary>
+    public void Take(CommitCheckpoint commit, RankLink link)
+    {
+        if (pending is { } save && commit.SaveId == save.SaveId) StartCommit(save, commit);
+        Advance(link);
+    }
+
+    /// <summary>Waits for the save in flight. Entered by all ranks together; all leave with the same answer.</summary>
+    public SaveOutcome Complete(RankSetup rank, RankLink link)
+    {
+        if (pending is not { } save) return SaveOutcome.Nothing;
+        var (world, device) = (rank.Parallel.World, rank.Device);
+        save.Writing.Join();
+        Advance(link);
+        StopRank? stop = null;
+        var isWritten = !HostValues.Any(world, device, save.HasFailed);
+        if (isWritten && link.Rank == 0) AwaitCommit(save, link, ref stop);
+        var isCommitted = isWritten && HostValues.FromFirst(world, device, save.IsCommitted ? 1 : 0) == 1;
+        if (isCommitted) failuresInARow = 0;
+        pending = null;
+        return new SaveOutcome(isCommitted ? save.Iteration : null, stop);
+    }
+
+    /// <summary>Ends a write in flight; what it has written is garbage of this attempt.</summary>
+    public void Dispose()
+    {
+        cancellation.Cancel();
+        pending?.Writing.Join();
+        pending?.Committing?.Join();
+        image?.Dispose();
+        cancellation.Dispose();
+    }
+
+    private void CollectGarbage(StartRank start, RankLink link)
     {
         try
         {
-            return write();
+            store.CollectGarbage(start.Attempt.Attempt);
         }
-        catch (IOException e)
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
+            link.Notice($"Unfinished saves in {store.Root} could not be removed ({exception.Message.TrimEnd('.')}); remove the folders .tmp-* by hand.", RankNoticeLevel.Warning);
+        }
+    }
+
+    private void Start(RankSetup rank, RankLink link, bool isInBackground)
+    {
+        using var scope = NewDisposeScope();
+        var started = Stopwatch.GetTimestamp();
+        var (part, sizeBytes) = content.Of(rank);
+        if (isInBackground) part = (image ??= new HostImage(rank.Device)).Capture(part);
+        var saveId = string.Create(CultureInfo.InvariantCulture, $"{rank.Progress.Iteration}");
+        var facts = link.Rank == 0 ? content.Facts(rank) : null;
+        pending = new PendingSave(saveId, rank.Progress.Iteration, facts, rank.Config.SaveTotalLimit,
+            new BackgroundWork<RankPart>($"rank {link.Rank} save {saveId}", () => Write(link, saveId, part, sizeBytes)));
+        // Without a copy the tensors are read where they are: the rank's thread does nothing until they are written.
+        if (!isInBackground) pending.Writing.Join();
+        else if (link.Rank == 0) link.Notice(FormattableString.Invariant($"training goes on while it is written: {image?.SizeBytes / 1048576.0:F0} MiB copied in {Stopwatch.GetElapsedTime(started).TotalMilliseconds:F0} ms on rank 0"));
+    }
+
+    private RankPart Write(RankLink link, string saveId, RankContent part, long sizeBytes) =>
+        CheckpointWriter.WriteRank(store.BeginSave(link.Attempt.Attempt, saveId, sizeBytes), link.Rank, part, cancellation.Token);
+
+    private void TakePart(PendingSave save, RankLink link)
+    {
+        if (Attempt(save, link, save.Writing.Take) is not { } part) return;
+        save.Part = part;
+        link.Report(new CheckpointReceipt(link.Attempt, link.Rank, save.SaveId, save.Iteration, part.Files, part.ManifestPart));
+    }
+
+    private void StartCommit(PendingSave save, CommitCheckpoint commit)
+    {
+        // The command may come twice.
+        if (save.Committing is not null || save.Facts is not { } facts) return;
+        RankPart[] parts = [.. commit.Receipts.Select(receipt => new RankPart(receipt.Rank, receipt.Files, receipt.ManifestPart))];
+        save.Committing = new BackgroundWork<CommitResult>($"commit {save.SaveId}", () =>
+        {
+            var committed = store.Commit(save.SaveId, facts, parts);
+            return new CommitResult(committed, save.TotalLimit is { } limit ? TryPrune(limit) : null);
+        });
+    }
+
+    /// <summary>What is committed stays committed, even when the disk refuses to delete older checkpoints.</summary>
+    private string? TryPrune(int limit)
+    {
+        try
+        {
+            store.Prune(limit, CheckpointVerification.Sizes);
+            return null;
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            return $"Checkpoints beyond --save_total_limit {limit} could not be deleted: {exception.Message}";
+        }
+    }
+
+    private void TakeCommit(PendingSave save, RankLink link)
+    {
+        if (save.Committing is not { } committing || save.IsCommitted || save.HasFailed) return;
+        if (Attempt(save, link, committing.Take) is not { } committed) return;
+        save.IsCommitted = true;
+        if (committed.PruneProblem is { } problem) link.Notice(problem, RankNoticeLevel.Warning);
+        link.Report(new CheckpointCommitted(link.Attempt, link.Rank, save.SaveId, save.Iteration, committed.Checkpoint.Folder));
+    }
+
+    private void AwaitCommit(PendingSave save, RankLink link, ref StopRank? stop)
+    {
+        while (save.Committing is null && !save.IsCommitted)
+        {
+            var command = link.Take(CommitTimeout, $"the commit of checkpoint {save.SaveId}");
+            if (command is StopRank asked) stop = asked;
+            if (command is CommitCheckpoint commit && commit.SaveId == save.SaveId) StartCommit(save, commit);
+        }
+        save.Committing?.Join();
+        Advance(link);
+    }
+
+    /// <summary>A disk that fails is a notice to the user and null; anything else ends the rank.</summary>
+    private T? Attempt<T>(PendingSave save, RankLink link, Func<T> take) where T : class
+    {
+        if (save.HasFailed) return null;
+        try
+        {
+            return take();
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            save.HasFailed = true;
             failuresInARow++;
             var alarm = failuresInARow >= FailuresBeforeAlarm ? $" ({failuresInARow} saves in a row have failed)" : "";
-            link.Notice($"The checkpoint of iteration {rank.Progress.Iteration} was not saved{alarm}: {e.Message} Training goes on.", RankNoticeLevel.Warning);
+            link.Notice($"The checkpoint of iteration {save.Iteration} was not saved{alarm}: {exception.Message} Training goes on.", RankNoticeLevel.Warning);
             return null;
         }
     }
 
-    private RankPart Write(RankSetup rank, string saveId)
+    private sealed record CommitResult(StoredCheckpoint Checkpoint, string? PruneProblem);
+
+    /// <summary>A save between its start and its end on this rank.</summary>
+    private sealed class PendingSave(string saveId, long iteration, RunFacts? facts, int? totalLimit, BackgroundWork<RankPart> writing)
     {
-        using var scope = NewDisposeScope();
-        var config = rank.Config;
-        var plan = ModelPlan(rank.ModelConfig, config);
-        var state = config.NoSaveOptim ? [] : StateSlice.OfOptimizer([.. rank.Trainer.Optimizer.State.Where(range => Replicas.SpeaksForState(range.Parameter, rank.Parallel, config.UseDistributedOptimizer))], withDuplicates: false);
-        var content = new RankContent
-        {
-            ModelPlan = plan,
-            Weights = WeightBlock.OfParameters(rank.Model.Parameters.Where(parameter => Replicas.SpeaksForWeight(parameter, rank.Parallel))),
-            State = state,
-            SideFiles = start.Rank == 0 ? SideFiles(rank) : null,
-        };
-        var sizeBytes = plan.Shards.Sum(shard => shard.Tensors.Sum(tensor => tensor.SizeBytes)) + CheckpointWriter.StateBytes(state) * start.WorldSize;
-        var folder = store.BeginSave(start.Attempt.Attempt, saveId, sizeBytes);
-        return CheckpointWriter.WriteRank(folder, start.Rank, content);
+        public string SaveId { get; } = saveId;
+
+        public long Iteration { get; } = iteration;
+
+        /// <summary>On rank 0.</summary>
+        public RunFacts? Facts { get; } = facts;
+
+        public int? TotalLimit { get; } = totalLimit;
+
+        public BackgroundWork<RankPart> Writing { get; } = writing;
+
+        /// <summary>What was written, once the receipt is sent.</summary>
+        public RankPart? Part { get; set; }
+
+        /// <summary>On rank 0, once all receipts are there.</summary>
+        public BackgroundWork<CommitResult>? Committing { get; set; }
+
+        public bool IsCommitted { get; set; }
+
+        public bool HasFailed { get; set; }
+
+        public bool IsBusy => !Writing.IsDone || (!IsCommitted && !HasFailed);
     }
+}
 
-    private StoredCheckpoint AwaitCommit(RankSetup rank, RankLink link, string saveId, ref StopRank? stop)
-    {
-        while (true)
-        {
-            var command = link.Take(CommitTimeout, $"the commit of checkpoint {saveId}");
-            if (command is StopRank asked) stop = asked;
-            if (command is not CommitCheckpoint commit || commit.SaveId != saveId) continue;
-            var parts = commit.Receipts.Select(receipt => new RankPart(receipt.Rank, receipt.Files, receipt.ManifestPart)).ToArray();
-            var committed = store.Commit(saveId, Facts(rank), parts);
-            if (rank.Config.SaveTotalLimit is { } limit) store.Prune(limit);
-            link.Report(new CheckpointCommitted(link.Attempt, link.Rank, saveId, rank.Progress.Iteration, committed.Folder));
-            return committed;
-        }
-    }
+/// <summary>What a call of <see cref="CheckpointSaver"/> brought to an end.</summary>
+/// <param name="CommittedIteration">Iteration of the checkpoint that was committed; null when none was.</param>
+/// <param name="Stop">A stop command that reached rank 0 meanwhile.</param>
+public sealed record SaveOutcome(long? CommittedIteration, StopRank? Stop)
+{
+    internal static SaveOutcome Nothing { get; } = new(null, null);
 
-    private static HfShardPlan ModelPlan(ModelConfig model, TrainingConfig config)
-    {
-        var dtype = TensorBytes.ToSafetensors(RunSettings.ModelDType(config));
-        return HfShardPlan.Make(
-            [.. HfTensorCatalog.Of(model).Select(tensor => new SafetensorsSpec(tensor.Name, dtype, tensor.Shape))], HfShardPlan.ParseSize(config.MaxShardSize));
-    }
-
-    private HfSideFiles SideFiles(RankSetup rank) => new()
-    {
-        Config = HfConfigWriter.Write(File.ReadAllBytes(Path.Combine(modelFolder, "config.json")), rank.ModelConfig, rank.Config.TorchDtype),
-        GenerationConfig = ReadIfThere(Path.Combine(modelFolder, "generation_config.json")),
-        Args = Encoding.UTF8.GetBytes(ArgsFile.WithoutSecrets(rank.Config).ToJson()),
-        TokenizerFolder = rank.Config.Tokenizer ?? modelFolder,
-    };
-
-    private static byte[]? ReadIfThere(string path) => File.Exists(path) ? File.ReadAllBytes(path) : null;
-
-    private RunFacts Facts(RankSetup rank)
-    {
-        var (config, dims) = (rank.Config, rank.Parallel.Dims);
-        return new RunFacts
-        {
-            JobId = start.Attempt.JobId,
-            Attempt = start.Attempt.Attempt,
-            ModelConfig = ConfigFacts.Of(rank.ModelConfig),
-            TokenizerHash = ConfigFacts.TokenizerHash(config.Tokenizer ?? modelFolder),
-            Layout = new CheckpointLayout
-            {
-                TensorParallel = dims.TensorParallelSize,
-                PipelineParallel = dims.PipelineParallelSize,
-                VirtualPipeline = rank.Model.Chunks.Count,
-                ContextParallel = dims.ContextParallelSize,
-                ExpertParallel = dims.ExpertParallelSize,
-                DataParallel = dims.DataParallelSize,
-                LogicalDataShards = config.LogicalDataShards ?? 1,
-            },
-            GlobalBatchSize = config.GlobalBatchSize,
-            MicroBatchSize = config.MicroBatchSize,
-            Trainer = rank.Trainer.Capture(rank.Progress, config.NoSaveRng ? null : (ulong)config.Seed, rank.TrainSource.PlanHash),
-            Optimizer = config.NoSaveOptim ? new Dictionary<string, string>() : ConfigFacts.Of(RunSettings.Trainer(config).Optimizer),
-            Schedule = config.NoSaveOptim ? new Dictionary<string, string>() : ConfigFacts.Of(RunSettings.LearningRateOptions(config, rank.Data.TrainIters)),
-        };
-    }
+    internal SaveOutcome After(SaveOutcome earlier) => new(CommittedIteration ?? earlier.CommittedIteration, Stop ?? earlier.Stop);
 }

@@ -1,76 +1,85 @@
 using System.Text;
 using Megatron.Compute.Checkpointing;
+using Megatron.Compute.Checkpointing.Mcore;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Models;
-using Megatron.Compute.Ops;
-using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;
 
 /// <summary>
-/// <c>export --to_mcore</c> and <c>--to_hf</c>: copies between a Hugging Face folder and a checkpoint of ours, tensor by tensor, so memory is
-/// bounded by the largest tensor. Output is written beside its final place and appears whole.
+/// <c>export --to_mcore</c> and <c>--to_hf</c>: copies between a Hugging Face folder and a checkpoint, ours or of Megatron-LM, piece by piece, so that
+/// memory does not grow with the model. Output is written into <c>{output}.partial</c> and appears whole; after an interruption the same command goes
+/// on with the next weight file.
 /// </summary>
 public static class ModelConversion
 {
+    private const string SaveId = "convert";
+
     /// <summary>A Hugging Face folder becomes a weights-only checkpoint of iteration 1 with tokenizer and <c>args.json</c>.</summary>
     /// <returns>The output folder.</returns>
     /// <exception cref="ConfigException">The input cannot be used, or the output exists and <c>--exist_ok</c> is not given.</exception>
-    public static string ToMcore(TrainingConfig config, TimeProvider time)
+    public static string ToMcore(TrainingConfig config, TimeProvider time, Action<string> notice)
     {
         var source = ModelFolder.Find(config);
         var hf = HfConfigReader.ReadFolder(source);
         config = RunPreparation.Resolve(config with { ToMcore = false }, hf, hf.Model, source);
-        using var weights = OpenChecked(source, hf.Model);
-        var output = OutputFolder(config, source, "mcore");
-        return Write(output, config.ExistOk, folder =>
+        using var weights = Checked(HfWeightFolder.Open(source), hf.Model);
+        var plan = Plan(hf.Model, config, weights);
+        return Write(new Conversion(OutputFolder(config, source, "mcore"), config, weights, plan, notice), (folder, journal) =>
         {
             var store = new CheckpointStore(folder, time);
-            const string saveId = "convert";
-            var plan = Plan(hf.Model, config, weights);
-            var temporary = store.BeginSave(attempt: 0, saveId, plan.Shards.Sum(shard => shard.Tensors.Sum(tensor => tensor.SizeBytes)));
-            var part = CheckpointWriter.WriteRank(temporary, rank: 0, new RankContent
-            {
-                ModelPlan = plan,
-                Weights = plan.Shards.SelectMany(shard => shard.Tensors).Select(spec => WholeTensor(weights, spec)),
-                State = [],
-                SideFiles = SideFiles(source, hf.Model, config),
-            });
-            store.Commit(saveId, Facts(config, hf.Model, source), [part]);
+            var temporary = store.BeginSave(attempt: 0, SaveId, journal.NumFinished > 0 ? 0 : plan.TotalBytes);
+            var files = new WeightCopier(weights, plan, temporary, journal).Run();
+            store.Commit(SaveId, Facts(config, hf.Model, source), [CheckpointWriter.WriteConverted(temporary, plan, files, SideFiles(source, hf.Model, config))]);
             ArgsFile.Write(folder, config);
         });
     }
 
-    /// <summary>The newest checkpoint below <c>--mcore_model</c> becomes a folder that transformers and vLLM load.</summary>
+    /// <summary>
+    /// The newest checkpoint below <c>--mcore_model</c> becomes a folder that transformers and vLLM load. A checkpoint of Megatron-LM has no
+    /// <c>config.json</c> and no tokenizer: they are those of <c>--model</c>.
+    /// </summary>
     /// <returns>The output folder.</returns>
     /// <exception cref="ConfigException">As <see cref="ToMcore"/>.</exception>
     public static string ToHf(TrainingConfig config, TimeProvider time, Action<string> notice)
     {
         var source = config.McoreModel ?? config.Load
             ?? throw new ConfigException("CFG021", "to_hf needs a checkpoint; give --mcore_model with the folder that holds latest_checkpointed_iteration.txt.");
+        if (McoreWeights.FindFolder(source) is { } mcore)
+        {
+            var model = FolderOfMcoreModel(config, source);
+            var hf = HfConfigReader.ReadFolder(model);
+            notice($"{mcore} was written by Megatron-LM: its model weights are read, with config.json and tokenizer of {model}");
+            using var weights = Checked(new McoreWeights(mcore, hf.Model), hf.Model);
+            return ToHf(config, source, model, hf, weights, notice);
+        }
         var search = CheckpointLocator.Find(source, CheckpointVerification.Full, time);
         foreach (var line in search.Notices) notice(line);
-        var checkpoint = search.Found?.Folder ?? throw CheckpointLocator.Missing(source);
-        var hf = HfConfigReader.ReadFolder(checkpoint);
-        config = config with { ToHf = false, TorchDtype = config.TorchDtype ?? hf.Dtype };
-        using var weights = OpenChecked(checkpoint, hf.Model);
-        var output = OutputFolder(config, source, "hf");
-        return Write(output, config.ExistOk, folder =>
+        var checkpoint = search.Found ?? throw CheckpointLocator.Missing(source);
+        var own = HfConfigReader.ReadFolder(checkpoint.Folder);
+        using IWeightSource stored = Checked(checkpoint.Manifest.HasWeightFiles() ? HfWeightFolder.Open(checkpoint.Folder) : new CheckpointWeights(checkpoint), own.Model);
+        return ToHf(config, source, checkpoint.Folder, own, stored, notice);
+    }
+
+    private static string ToHf(TrainingConfig config, string source, string modelFolder, HfConfig hf, IWeightSource weights, Action<string> notice)
+    {
+        config = config with { ToHf = false, TorchDtype = config.TorchDtype ?? hf.Dtype ?? "float32" };
+        var plan = Plan(hf.Model, config, weights);
+        return Write(new Conversion(OutputFolder(config, source, "hf"), config, weights, plan, notice), (folder, journal) =>
         {
-            Directory.CreateDirectory(folder);
-            HfTensor[] tensors = [.. Plan(hf.Model, config, weights).Shards.SelectMany(shard => shard.Tensors).Select(spec => new HfTensor(spec, () => Read(weights, spec)))];
-            HfFolderWriter.WriteWeights(folder, tensors, HfShardPlan.ParseSize(config.MaxShardSize));
-            HfFolderWriter.WriteSideFiles(folder, SideFiles(checkpoint, hf.Model, config));
+            new WeightCopier(weights, plan, folder, journal).Run();
+            if (plan.IsSharded) HfFolderWriter.WriteFile(folder, HfShardPlan.IndexFileName, plan.MakeIndex());
+            HfFolderWriter.WriteSideFiles(folder, SideFiles(modelFolder, hf.Model, config));
         });
     }
 
-    private static HfWeightFolder OpenChecked(string folder, ModelConfig model)
+    /// <summary>Opens nothing more: compares weights and architecture, and closes the weights when they do not fit.</summary>
+    private static IWeightSource Checked(IWeightSource weights, ModelConfig model)
     {
-        var weights = HfWeightFolder.Open(folder);
         try
         {
-            weights.Check(
-                [.. HfTensorCatalog.Of(model).Select(tensor => new ExpectedTensor(tensor.Name, tensor.Shape))],
+            WeightCheck.Run(
+                weights, [.. HfTensorCatalog.Of(model).Select(tensor => new ExpectedTensor(tensor.Name, tensor.Shape))],
                 model.TieWordEmbeddings ? new HashSet<string> { HfTensorNames.Head } : []);
             return weights;
         }
@@ -81,6 +90,14 @@ public static class ModelConversion
         }
     }
 
+    private static string FolderOfMcoreModel(TrainingConfig config, string source)
+    {
+        if (config.Model is not null) return ModelFolder.Find(config);
+        if (File.Exists(Path.Combine(source, "config.json"))) return Path.GetFullPath(source);
+        if (ArgsFile.TryRead(source) is { } args && args.TryGet(OptionCatalog.Get("model"), out var model) && model is string folder && Directory.Exists(folder)) return Path.GetFullPath(folder);
+        throw new ConfigException("CFG020", $"mcore_model = {source} was written by Megatron-LM, which keeps no config.json; give --model with the Hugging Face folder that the run began with.");
+    }
+
     private static string OutputFolder(TrainingConfig config, string source, string suffix)
     {
         var output = Path.GetFullPath(config.OutputDir ?? $"{Path.TrimEndingDirectorySeparator(source)}-{suffix}");
@@ -89,25 +106,39 @@ public static class ModelConversion
         return output;
     }
 
-    private static string Write(string output, bool existOk, Action<string> write)
+    private static string Write(Conversion conversion, Action<string, ConversionJournal> write)
     {
-        var temporary = $"{output}.tmp-{Environment.ProcessId}";
+        var (output, partial) = (conversion.Output, conversion.Output + ".partial");
         try
         {
-            Directory.CreateDirectory(temporary);
-            write(temporary);
-            if (existOk && Directory.Exists(output)) MoveInto(temporary, output);
-            else Directory.Move(temporary, output);
+            using (var journal = ConversionJournal.Open(partial, conversion.Fingerprint))
+            {
+                if (journal.NumFinished > 0) conversion.Notice($"going on in {partial}: {journal.NumFinished} of {conversion.Plan.Shards.Count} weight files are finished");
+                RequireSpace(partial, conversion.Plan, journal);
+                write(partial, journal);
+                journal.Close();
+            }
+            if (conversion.Config.ExistOk && Directory.Exists(output)) MoveInto(partial, output);
+            else Directory.Move(partial, output);
             return output;
         }
-        catch (IOException e)
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            throw new ConfigException("DISK003", $"{output} was not written ({e.Message}); free some space or choose another --output_dir.");
+            throw new ConfigException("DISK003", $"{output} was not written ({e.Message.TrimEnd('.')}); free some space and give the same command again to go on, or choose another --output_dir and delete {partial}.");
         }
-        finally
+        catch (ConfigException e) when (e.Errors[0].Code != "DISK004")
         {
-            if (Directory.Exists(temporary)) Directory.Delete(temporary, recursive: true);
+            // The input is at fault: nothing of the output is worth keeping.
+            if (Directory.Exists(partial)) Directory.Delete(partial, recursive: true);
+            throw;
         }
+    }
+
+    private static void RequireSpace(string partial, HfShardPlan plan, ConversionJournal journal)
+    {
+        var free = new DriveInfo(partial).AvailableFreeSpace;
+        if (journal.NumFinished == 0 && free < plan.TotalBytes)
+            throw new IOException(string.Create(System.Globalization.CultureInfo.InvariantCulture, $"the weights have {plan.TotalBytes >> 20} MiB, {free >> 20} MiB are free"));
     }
 
     private static void MoveInto(string source, string target)
@@ -119,24 +150,15 @@ public static class ModelConversion
             if (Directory.Exists(path)) Directory.Move(path, destination);
             else File.Move(path, destination, overwrite: true);
         }
+        Directory.Delete(source, recursive: true);
     }
 
-    /// <summary>Tensors of the architecture in the dtype of the export; without <c>--torch_dtype</c> each keeps its own.</summary>
-    private static HfShardPlan Plan(ModelConfig model, TrainingConfig config, HfWeightFolder weights)
+    /// <summary>Tensors of the architecture, in the dtype of the export.</summary>
+    private static HfShardPlan Plan(ModelConfig model, TrainingConfig config, IWeightSource weights)
     {
         var dtype = TensorBytes.ToSafetensors(RunSettings.ModelDType(config));
-        var specs = HfTensorCatalog.Of(model).Where(tensor => weights.Contains(tensor.Name)).Select(tensor => new SafetensorsSpec(tensor.Name, dtype, tensor.Shape));
+        var specs = HfTensorCatalog.Of(model).Where(tensor => weights.Find(tensor.Name) is not null).Select(tensor => new SafetensorsSpec(tensor.Name, dtype, tensor.Shape));
         return HfShardPlan.Make([.. specs], HfShardPlan.ParseSize(config.MaxShardSize));
-    }
-
-    private static WeightBlock WholeTensor(HfWeightFolder weights, SafetensorsSpec spec) => new(TensorBlock.Whole(spec.Name, spec.Shape), Read(weights, spec));
-
-    private static Tensor Read(HfWeightFolder weights, SafetensorsSpec spec)
-    {
-        var dtype = TensorBytes.ToScalarType(spec.DType) ?? throw new InvalidOperationException($"libtorch has no dtype {spec.DType}.");
-        var tensor = weights.ReadTensor(spec.Name);
-        if (tensor.dtype == dtype) return tensor;
-        using (tensor) return tensor.to_type(dtype);
     }
 
     private static HfSideFiles SideFiles(string folder, ModelConfig model, TrainingConfig config) => new()
@@ -164,4 +186,11 @@ public static class ModelConversion
             Data = new DataCursor(0, 0),
         },
     };
+
+    /// <summary>One conversion: where to, from what, and cut how.</summary>
+    private sealed record Conversion(string Output, TrainingConfig Config, IWeightSource Weights, HfShardPlan Plan, Action<string> Notice)
+    {
+        /// <summary>Another source, dtype or size of files makes another conversion.</summary>
+        public string Fingerprint => $"{Config.TorchDtype}|{Config.MaxShardSize}|{Weights.Fingerprint}";
+    }
 }

@@ -1,7 +1,7 @@
 using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
-using Megatron.Compute.Ops;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;
@@ -12,7 +12,10 @@ namespace Megatron.Compute.Training;
 /// <param name="ModelFolder">Hugging Face folder of <c>--model</c>.</param>
 /// <param name="LoadFolder">Checkpoint named by the control plane (recovery); wins over <c>--load</c>.</param>
 /// <param name="Time">Clock of the checkpoint store.</param>
-public sealed record ModelStateRequest(TrainingConfig Config, ModelConfig Model, string ModelFolder, string? LoadFolder, TimeProvider Time);
+/// <param name="Parallel">Ranks that load together.</param>
+/// <param name="Device">Where the rank's tensors live.</param>
+public sealed record ModelStateRequest(
+    TrainingConfig Config, ModelConfig Model, string ModelFolder, string? LoadFolder, TimeProvider Time, ParallelState Parallel, Device Device);
 
 /// <summary>
 /// The state a run begins with: a checkpoint with everything, the weights of a checkpoint, a Hugging Face folder, or random weights, in this
@@ -57,11 +60,14 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
             "seed or global_batch_size changed; restore them, give --no_load_rng true to go on with the new data, or --finetune true to start anew.");
     }
 
+    /// <summary>Every rank reads its share of the files to verify them; all decide alike.</summary>
     private static StoredCheckpoint? FindCheckpoint(ModelStateRequest request, RankLink link)
     {
+        var (parallel, device) = (request.Parallel, request.Device);
         var path = request.LoadFolder ?? request.Config.Load;
         if (path is null) return null;
-        var search = CheckpointLocator.Find(path, CheckpointVerification.Full, request.Time);
+        var share = new VerificationShare(link.Rank, parallel.World.Size, failed => HostValues.Any(parallel.World, device, failed));
+        var search = CheckpointLocator.Find(path, CheckpointVerification.Full, request.Time, share);
         if (link.Rank == 0)
             foreach (var notice in search.Notices) link.Notice(notice, RankNoticeLevel.Warning);
         if (search.Found is null && request.Config.ExitOnMissingCheckpoint) throw CheckpointLocator.Missing(path);
@@ -81,7 +87,7 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
         using var scope = NewDisposeScope();
         using var reader = new CheckpointReader(checkpoint);
         reader.CheckModel(ConfigFacts.Of(request.Model));
-        reader.LoadWeights(BlocksOf(model.Parameters));
+        reader.LoadWeights(WeightBlock.OfParameters(model.Parameters, withDuplicates: true));
         trainer.Optimizer.CopyModelToMasters();
         // Recovery continues a run even when the user began it with --finetune.
         var weightsOnly = request.Config.Finetune && request.LoadFolder is null;
@@ -95,17 +101,6 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
             trainer.Restore(state);
         }
         return new ModelState(new RunProgress(state.Iteration, state.ConsumedSamples, state.Iteration), state.Seed is null ? null : state.Data.PlanHash);
-    }
-
-    private static IReadOnlyList<WeightBlock> BlocksOf(IReadOnlyList<Parameter> parameters)
-    {
-        var blocks = new List<WeightBlock>();
-        foreach (var parameter in parameters)
-        {
-            var flat = parameter.Data.view(-1);
-            foreach (var block in parameter.Blocks) blocks.Add(new WeightBlock(block, flat.narrow(0, block.FlatOffset, block.NumElements)));
-        }
-        return blocks;
     }
 
     private static void RequireFinite(ModelChunks model)

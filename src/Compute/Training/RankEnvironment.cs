@@ -37,10 +37,14 @@ public sealed record RankEnvironment
     }
 
     /// <summary>Loads libtorch and sets this thread's share of the cores.</summary>
-    public LoadedLibTorch PrepareThread()
+    /// <param name="ranksMax">
+    /// Ranks that the same run may have in another layout with the same bits: the share is that of so many, because how a sum is cut among threads
+    /// decides on its last bits. Null: the ranks of this node.
+    /// </param>
+    public LoadedLibTorch PrepareThread(int? ranksMax = null)
     {
         var loaded = Native.LibTorch.Load(LibTorch);
-        torch.set_num_threads(ThreadsPerRank);
+        torch.set_num_threads(ranksMax is { } ranks ? Math.Max(1, Environment.ProcessorCount / ranks) : ThreadsPerRank);
         return loaded;
     }
 

@@ -39,8 +39,9 @@ public sealed class RankSetup : IDisposable
     /// <exception cref="ConfigException">Something the user gave cannot be used.</exception>
     public static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link, Action<ParallelState> opened)
     {
-        var libTorch = environment.PrepareThread();
         var config = TrainingConfig.FromJson(start.ConfigJson);
+        // With logical shards the bits must not depend on the number of replicas (DESIGN D12), so neither may the number of threads.
+        var libTorch = environment.PrepareThread(config.LogicalDataShards * config.TensorModelParallelSize * config.PipelineModelParallelSize * config.ContextParallelSize);
         var device = CudaDevices.Choose(config.Device, start.LocalRank, libTorch);
         var folder = ModelFolder.Find(config);
         var modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(folder).Model, config);
@@ -56,6 +57,7 @@ public sealed class RankSetup : IDisposable
     /// <summary>Frees the model and the trainer; the process groups belong to the caller of <see cref="Build(StartRank, RankEnvironment, RankLink, Action{ParallelState})"/>.</summary>
     public void Dispose()
     {
+        Saver.Dispose();
         Trainer.Dispose();
         Model.Dispose();
     }
@@ -67,7 +69,7 @@ public sealed class RankSetup : IDisposable
         var layouts = RunSettings.Partition(config, modelConfig).LayoutsOf(parallel.PipelineParallel.Rank);
         var model = new ModelChunks(modelConfig, RunSettings.Model(config, device), parallel, layouts);
         var trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config));
-        var restored = ModelState.Load(new ModelStateRequest(config, modelConfig, folder, start.LoadFolder, environment.Time), model, trainer, link);
+        var restored = ModelState.Load(new ModelStateRequest(config, modelConfig, folder, start.LoadFolder, environment.Time, parallel, device), model, trainer, link);
         var source = data.CreateTrainSource(layout);
         restored.RequireSameData(source.PlanHash, config);
         return new RankSetup
@@ -83,7 +85,7 @@ public sealed class RankSetup : IDisposable
             Model = model,
             Trainer = trainer,
             Schedule = RunSettings.LearningRate(config, data.TrainIters),
-            Saver = new CheckpointSaver(start, config, environment.Time, folder),
+            Saver = new CheckpointSaver(start, config, environment.Time, folder, link),
             Progress = restored.Progress,
         };
     }

@@ -14,10 +14,6 @@ public static class Replicas
     public static bool SpeaksForWeight(Parameter parameter, ParallelState parallel) =>
         !parameter.Traits.IsSharedDuplicate && ReplicasOf(parameter, parallel).Rank == 0 && IsFirstInTensorGroup(parameter, parallel);
 
-    /// <summary>The same for optimizer state, of which a sharded optimizer holds another range on each replica.</summary>
-    public static bool SpeaksForState(Parameter parameter, ParallelState parallel, bool isSharded) =>
-        !parameter.Traits.IsSharedDuplicate && (isSharded || ReplicasOf(parameter, parallel).Rank == 0) && IsFirstInTensorGroup(parameter, parallel);
-
     /// <summary>
     /// A whole Hugging Face tensor on every rank, from the blocks of all: each rank that speaks for a block adds it to zeros, the world sums.
     /// For verification; all ranks call it with the same tensors in the same order.
@@ -45,10 +41,10 @@ public static class Replicas
         return whole.MoveToOuterDisposeScope();
     }
 
-    private static ProcessGroup ReplicasOf(Parameter parameter, ParallelState parallel) =>
+    internal static ProcessGroup ReplicasOf(Parameter parameter, ParallelState parallel) =>
         parameter.Traits.IsExpert ? parallel.ExpertDataParallel : parallel.DataContextParallel;
 
-    private static bool IsFirstInTensorGroup(Parameter parameter, ParallelState parallel)
+    internal static bool IsFirstInTensorGroup(Parameter parameter, ParallelState parallel)
     {
         if (parameter.Traits.IsTensorSharded) return true;
         return (parameter.Traits.IsExpert ? parallel.ExpertTensorParallel : parallel.TensorParallel).Rank == 0;

@@ -70,7 +70,9 @@ public static class RunPreparation
         RequireFiles(config, time);
 
         config = config with { Save = Path.GetFullPath(config.Save ?? DefaultSave(folder)) };
-        IReadOnlyList<string> notices = fill.Filled.Count == 0 ? [] : [$"from {fill.Source}: {string.Join(", ", fill.Filled)}"];
+        var notices = new List<string>();
+        if (fill.Filled.Count > 0) notices.Add($"from {fill.Source}: {string.Join(", ", fill.Filled)}");
+        if (given.Contains("ckpt_format")) notices.Add("ckpt_format torch_dist: written as safetensors files with a manifest, which any layout loads; no pickle, no .distcp files");
         return new PreparedRun(config, model, notices);
     }
 

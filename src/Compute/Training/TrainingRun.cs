@@ -65,15 +65,16 @@ public sealed class TrainingRun : IRankProgram
             var decision = DecideOnStop(rank, link);
             if (decision != StopDecision.GoOn)
             {
-                if (decision == StopDecision.SaveAndStop) SaveOnce(rank, link);
+                if (decision == StopDecision.SaveAndStop) SaveOnce(rank, link, isLast: true);
+                else Take(rank, rank.Saver.Complete(rank, link));
                 return false;
             }
             Step(rank, link);
             var iteration = rank.Progress.Iteration;
             if (iteration % config.EvalInterval == 0 && iteration < last) Evaluate(rank, link, isFinal: false);
-            if (iteration % config.SaveInterval == 0) SaveOnce(rank, link);
+            if (iteration % config.SaveInterval == 0) SaveOnce(rank, link, isLast: iteration == last);
         }
-        SaveOnce(rank, link);
+        SaveOnce(rank, link, isLast: true);
         if (rank.Progress.Iteration != rank.Progress.SavedIteration)
             throw new RankFaultException($"The last checkpoint (iteration {rank.Progress.Iteration}) could not be saved; free some space and continue with --resume.");
         Evaluate(rank, link, isFinal: true);
@@ -113,12 +114,18 @@ public sealed class TrainingRun : IRankProgram
         if (rank.Model.HasHead) link.Report(new EvaluationReport(link.Attempt, link.Rank, rank.Progress.Iteration, lossSum, tokenCount, isFinal));
     }
 
-    private void SaveOnce(RankSetup rank, RankLink link)
+    /// <param name="isLast">Nothing follows that could hide the writing: the save ends before this returns.</param>
+    private void SaveOnce(RankSetup rank, RankLink link, bool isLast)
     {
+        if (rank.Progress.Iteration == rank.Saver.PendingIteration) Take(rank, rank.Saver.Complete(rank, link));
         if (rank.Progress.Iteration == rank.Progress.SavedIteration || rank.Progress.Iteration == 0) return;
-        var (isCommitted, asked) = rank.Saver.Save(rank, link);
-        stop ??= asked;
-        if (isCommitted) rank.Progress = rank.Progress with { SavedIteration = rank.Progress.Iteration };
+        Take(rank, rank.Saver.Save(rank, link, wait: isLast || !rank.Config.AsyncSave));
+    }
+
+    private void Take(RankSetup rank, SaveOutcome outcome)
+    {
+        stop ??= outcome.Stop;
+        if (outcome.CommittedIteration is { } saved) rank.Progress = rank.Progress with { SavedIteration = saved };
     }
 
     /// <summary>
@@ -128,7 +135,11 @@ public sealed class TrainingRun : IRankProgram
     private StopDecision DecideOnStop(RankSetup rank, RankLink link)
     {
         while (link.TryTake() is { } command)
+        {
             if (command is StopRank asked) stop ??= asked;
+            if (command is CommitCheckpoint commit) rank.Saver.Take(commit, link);
+        }
+        rank.Saver.Advance(link);
         var own = stop is null ? StopDecision.GoOn : stop.SaveCheckpoint ? StopDecision.SaveAndStop : StopDecision.Stop;
         return (StopDecision)HostValues.FromFirst(rank.Parallel.World, rank.Device, (long)own);
     }

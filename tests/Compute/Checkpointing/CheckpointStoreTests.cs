@@ -181,12 +181,12 @@ public sealed class CheckpointStoreTests
         using var folder = new TemporaryFolder();
         var store = new CheckpointStore(folder.Root, TimeProvider.System);
         var saved = Enumerable.Range(1, 6).Select(index => CheckpointSample.Save(store, index * 10)).ToList();
-        Assert.Equal([saved[0].Folder, saved[1].Folder], store.Prune(4));
+        Assert.Equal([saved[0].Folder, saved[1].Folder], store.Prune(4, CheckpointVerification.Full));
         // The three newest are torn: the newest that verifies is the fourth, and it stays although only two are to be kept.
         foreach (var torn in saved[3..]) File.Delete(Path.Combine(torn.Folder, "manifest.json"));
-        Assert.Equal([saved[3].Folder], store.Prune(2));
+        Assert.Equal([saved[3].Folder], store.Prune(2, CheckpointVerification.Full));
         Assert.Equal(saved[2].Folder, store.FindNewestVerified(CheckpointVerification.Full).Found?.Folder);
-        Assert.Equal([], store.Prune(1, inUse: saved[4].Folder));
+        Assert.Equal([], store.Prune(1, CheckpointVerification.Full, inUse: saved[4].Folder));
     }
 
     [Fact]

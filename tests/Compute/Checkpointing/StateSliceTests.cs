@@ -43,7 +43,7 @@ public sealed class StateSliceTests
         Assert.Equal(30 * sizeof(float), CheckpointWriter.StateBytes(adam));
         var sgd = StateSlice.OfOptimizer([new(parameter, new FlatRange(0, 24), zeros(24), zeros(24), null)], withDuplicates: false);
         Assert.Equal([StateKind.Master, StateKind.Momentum], sgd.Select(slice => slice.Kind).Distinct());
-        Assert.Equal(["q", "k", "v"], WeightBlock.OfParameters([parameter, duplicate]).Select(weight => weight.Block.Name));
+        Assert.Equal(["q", "k", "v"], WeightBlock.OfParameters([parameter, duplicate], withDuplicates: false).Select(weight => weight.Block.Name));
     }
 
     [Fact]
@@ -63,7 +63,7 @@ public sealed class StateSliceTests
             return CheckpointWriter.WriteRank(temporary, rank, new RankContent
             {
                 ModelPlan = plan,
-                Weights = WeightBlock.OfParameters([parameter]),
+                Weights = WeightBlock.OfParameters([parameter], withDuplicates: false),
                 State = StateSlice.OfOptimizer([new(parameter, new FlatRange(0, 24), parameter.Data.view(-1), zeros(24), zeros(24))], withDuplicates: false),
                 SideFiles = rank == 0 ? new HfSideFiles { Config = "{}"u8.ToArray() } : null,
             });

@@ -18,7 +18,7 @@ public sealed class ExportCommand(CommandConsole console) : IVerbCommand
         LibTorch.Load(new LibTorchOptions { Folder = options.Environment.LibTorch });
         if (config.ToMcore)
         {
-            var folder = ModelConversion.ToMcore(config, TimeProvider.System);
+            var folder = ModelConversion.ToMcore(config, TimeProvider.System, console.Out.WriteLine);
             console.Out.WriteLine("Successfully transferred HF model weights to MG model.");
             console.Out.WriteLine($"Successfully saved Megatron model weights in `{folder}`.");
         }

@@ -1,0 +1,88 @@
+using Megatron.Compute.Native;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Megatron.Compute.Checkpointing;
+
+/// <summary>
+/// A copy in host memory of what a rank writes, so that training goes on while it is written. The buffers stay for the next save; those of a
+/// GPU are pinned, so that the copy runs at the speed of the bus.
+/// </summary>
+/// <remarks>
+/// Belongs to the rank's thread. Between <see cref="Capture"/> and the end of the write the writer's thread alone reads the tensors of the content
+/// that was returned, and the rank's thread leaves them alone: there is one image, and at most one save in flight.
+/// </remarks>
+public sealed class HostImage : IDisposable
+{
+    private readonly Device device;
+    private readonly Dictionary<ScalarType, Tensor> buffers = [];
+    private readonly List<Tensor> views = [];
+
+    /// <param name="device">Where the values lie.</param>
+    public HostImage(Device device) => this.device = device;
+
+    /// <summary>Bytes of the buffers.</summary>
+    public long SizeBytes => buffers.Values.Sum(buffer => buffer.numel() * buffer.element_size());
+
+    /// <summary>Copies all values of <paramref name="content"/>; the previous copy is given up.</summary>
+    /// <returns>The same content with values in host memory, complete when this returns.</returns>
+    public RankContent Capture(RankContent content)
+    {
+        Release();
+        Reserve([.. content.Weights.Select(weight => weight.Values), .. content.State.Select(slice => slice.Values)]);
+        var used = new Dictionary<ScalarType, long>();
+        var copy = content with
+        {
+            Weights = [.. content.Weights.Select(weight => weight with { Values = Copy(weight.Values, used) })],
+            State = [.. content.State.Select(slice => slice with { Values = Copy(slice.Values, used) })],
+        };
+        CudaDevices.Synchronize(device);
+        return copy;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        Release();
+        foreach (var buffer in buffers.Values) buffer.Dispose();
+        buffers.Clear();
+    }
+
+    private void Reserve(IReadOnlyList<Tensor> values)
+    {
+        foreach (var group in values.GroupBy(tensor => tensor.dtype))
+        {
+            var needed = group.Sum(tensor => tensor.numel());
+            if (buffers.TryGetValue(group.Key, out var old))
+            {
+                if (old.numel() >= needed) continue;
+                old.Dispose();
+            }
+            buffers[group.Key] = Allocate(needed, group.Key);
+        }
+    }
+
+    private Tensor Allocate(long count, ScalarType dtype)
+    {
+        var plain = empty(count, dtype: dtype, device: CPU);
+        if (device.type != DeviceType.CUDA) return plain.DetachFromDisposeScope();
+        using (plain) return plain.pin_memory().DetachFromDisposeScope();
+    }
+
+    private Tensor Copy(Tensor values, Dictionary<ScalarType, long> used)
+    {
+        var offset = used.GetValueOrDefault(values.dtype);
+        used[values.dtype] = offset + values.numel();
+        using var flat = values.reshape(-1);
+        var view = buffers[values.dtype].narrow(0, offset, values.numel()).DetachFromDisposeScope();
+        view.copy_(flat);
+        views.Add(view);
+        return view;
+    }
+
+    private void Release()
+    {
+        foreach (var view in views) view.Dispose();
+        views.Clear();
+    }
+}
