@@ -15,7 +15,9 @@ public static class HostValues
         using var scope = NewDisposeScope();
         var sums = tensor(values, dtype: float64, device: device);
         group.AllReduce(sums, ReduceOp.Sum).Wait();
-        return sums.cpu().data<double>().ToArray();
+        var totals = sums.cpu().data<double>().ToArray();
+        group.ThrowIfFaulted();
+        return totals;
     }
 
     /// <summary>True on every rank when it is true on one.</summary>
@@ -28,6 +30,8 @@ public static class HostValues
         using var scope = NewDisposeScope();
         var shared = tensor(new[] { value }, dtype: int64, device: device);
         group.Broadcast(shared, 0).Wait();
-        return shared.cpu().item<long>();
+        var first = shared.cpu().item<long>();
+        group.ThrowIfFaulted();
+        return first;
     }
 }

@@ -86,6 +86,12 @@ public sealed class ParallelState : IDisposable
     /// <summary>The state of a run with one rank.</summary>
     public static ParallelState SingleRank() => Create(ParallelDims.SingleRank, 0, new NoBackend(), sequenceParallel: false);
 
+    /// <summary>After results were read on the host: see <see cref="ProcessGroup.ThrowIfFaulted"/>.</summary>
+    public void ThrowIfFaulted()
+    {
+        foreach (var group in Groups()) group.ThrowIfFaulted();
+    }
+
     /// <summary>Aborts every group: used when the control plane ends the attempt. Any thread may call it.</summary>
     public void Abort(string reason)
     {

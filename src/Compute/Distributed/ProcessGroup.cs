@@ -152,6 +152,13 @@ public abstract class ProcessGroup : IDisposable
     }
 
     /// <summary>
+    /// For a rank that has just read a result on the host: throws when the group had failed by then, because a device backend's operations end
+    /// with garbage when they are aborted. Backends whose Wait blocks have thrown there.
+    /// </summary>
+    /// <exception cref="RankFaultException">The group has been aborted or a peer was lost.</exception>
+    public virtual void ThrowIfFaulted() { }
+
+    /// <summary>
     /// Releases every caller of this group within a second, here and, as far as the backend can, on the peers: they get a
     /// <see cref="RankFaultException"/>. May be called from any thread, any number of times.
     /// </summary>

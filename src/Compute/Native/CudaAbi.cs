@@ -29,6 +29,33 @@ internal sealed unsafe class CudaAbi
     /// <summary>cudaError_t cudaMemGetInfo(out free, out total) of the current device.</summary>
     public readonly delegate* unmanaged<nuint*, nuint*, int> MemGetInfo;
 
+    /// <summary>cudaError_t cudaSetDevice(device), for the calling thread.</summary>
+    public readonly delegate* unmanaged<int, int> SetDevice;
+
+    /// <summary>cudaError_t cudaStreamCreateWithFlags(out stream, flags).</summary>
+    public readonly delegate* unmanaged<nint*, uint, int> StreamCreateWithFlags;
+
+    /// <summary>cudaError_t cudaStreamDestroy(stream).</summary>
+    public readonly delegate* unmanaged<nint, int> StreamDestroy;
+
+    /// <summary>cudaError_t cudaStreamWaitEvent(stream, event, flags).</summary>
+    public readonly delegate* unmanaged<nint, nint, uint, int> StreamWaitEvent;
+
+    /// <summary>cudaError_t cudaEventCreateWithFlags(out event, flags).</summary>
+    public readonly delegate* unmanaged<nint*, uint, int> EventCreateWithFlags;
+
+    /// <summary>cudaError_t cudaEventRecord(event, stream).</summary>
+    public readonly delegate* unmanaged<nint, nint, int> EventRecord;
+
+    /// <summary>cudaError_t cudaEventQuery(event): 0 done, 600 not yet.</summary>
+    public readonly delegate* unmanaged<nint, int> EventQuery;
+
+    /// <summary>cudaError_t cudaEventDestroy(event).</summary>
+    public readonly delegate* unmanaged<nint, int> EventDestroy;
+
+    /// <summary>const char* cudaGetErrorString(error).</summary>
+    public readonly delegate* unmanaged<int, byte*> GetErrorString;
+
     /// <summary>cudaError_t cudaDeviceSynchronize().</summary>
     public readonly delegate* unmanaged<int> DeviceSynchronize;
 
@@ -46,6 +73,15 @@ internal sealed unsafe class CudaAbi
         GetCurrentStream = (delegate* unmanaged<int, nint*, int>)Export(cuda, "aoti_torch_get_current_cuda_stream", missing);
         GemmEx = (delegate* unmanaged<nint, int, int, int, int, int, float*, nint, int, int, nint, int, int, float*, nint, int, int, int, int, int>)Export(blas, "cublasGemmEx", missing);
         MemGetInfo = (delegate* unmanaged<nuint*, nuint*, int>)Export(runtime, "cudaMemGetInfo", missing);
+        SetDevice = (delegate* unmanaged<int, int>)Export(runtime, "cudaSetDevice", missing);
+        StreamCreateWithFlags = (delegate* unmanaged<nint*, uint, int>)Export(runtime, "cudaStreamCreateWithFlags", missing);
+        StreamDestroy = (delegate* unmanaged<nint, int>)Export(runtime, "cudaStreamDestroy", missing);
+        StreamWaitEvent = (delegate* unmanaged<nint, nint, uint, int>)Export(runtime, "cudaStreamWaitEvent", missing);
+        EventCreateWithFlags = (delegate* unmanaged<nint*, uint, int>)Export(runtime, "cudaEventCreateWithFlags", missing);
+        EventRecord = (delegate* unmanaged<nint, nint, int>)Export(runtime, "cudaEventRecord", missing);
+        EventQuery = (delegate* unmanaged<nint, int>)Export(runtime, "cudaEventQuery", missing);
+        EventDestroy = (delegate* unmanaged<nint, int>)Export(runtime, "cudaEventDestroy", missing);
+        GetErrorString = (delegate* unmanaged<int, byte*>)Export(runtime, "cudaGetErrorString", missing);
         DeviceSynchronize = (delegate* unmanaged<int>)Export(runtime, "cudaDeviceSynchronize", missing);
         if (missing.Count > 0)
         {

@@ -7,7 +7,7 @@ namespace Megatron.Compute.Ops;
 internal static class QueryKeyNormRotaryKernel
 {
     private const string File = "qk_norm_rotary.cu";
-    private const int BlockThreads = 256, MaxWidth = 128, BackwardBlocks = 8 * 132;
+    private const int MaxGroups = 32, MaxWidth = 128, BackwardBlocks = 6 * 132; // of a Hopper GPU's 132 multiprocessors
 
     /// <summary>True when the forward computes heads like these.</summary>
     public static bool Supports(Tensor heads_TQD) => heads_TQD.is_contiguous() && SupportsHeads(heads_TQD);
@@ -23,12 +23,10 @@ internal static class QueryKeyNormRotaryKernel
         var (tokens, width, heads) = (heads_TQD.shape[0], heads_TQD.shape[2], numHeads + numGroups);
         var output_TAD = empty([tokens, heads, width], heads_TQD.dtype, heads_TQD.device);
         var inverseRms = empty([tokens, heads, 1], ScalarType.Float32, heads_TQD.device);
-        var rows = tokens * heads;
-        var rowsPerBlock = RowsPerBlock(heads_TQD);
         CudaKernels.Of(File, KernelElement.Define(heads_TQD)).Launch(
-            "qk_norm_rotary_forward", (uint)((rows + rowsPerBlock - 1) / rowsPerBlock), 1, BlockThreads, 0,
+            "qk_norm_rotary_forward", (uint)tokens, 1, Threads(heads, heads_TQD), 0,
             Pointer(heads_TQD), Pointer(norm.QueryWeight), Pointer(norm.KeyWeight), Pointer(rotary.Cosines), Pointer(rotary.Sines), Pointer(positions_T),
-            Pointer(output_TAD), Pointer(inverseRms), tokens, numHeads, numGroups, heads_TQD.stride(0), width, CudaKernels.Float(norm.Epsilon));
+            Pointer(output_TAD), Pointer(inverseRms), numHeads, numGroups, heads_TQD.stride(0), width, CudaKernels.Float(norm.Epsilon));
         return (output_TAD, inverseRms);
     }
 
@@ -39,11 +37,12 @@ internal static class QueryKeyNormRotaryKernel
         var (query, key, value) = gradients;
         var (tokens, width, numHeads, numGroups) = (query.shape[0], query.shape[2], query.shape[1], key.shape[1]);
         var grad_TQD = empty([tokens, numHeads + 2 * numGroups, width], query.dtype, query.device);
-        var rowsPerBlock = RowsPerBlock(query);
-        var blocks = Math.Min(BackwardBlocks, (tokens * grad_TQD.shape[1] + rowsPerBlock - 1) / rowsPerBlock);
+        var threads = Threads(grad_TQD.shape[1], query);
+        var groups = threads / LanesPerHead(query);
+        var blocks = Math.Min(BackwardBlocks, tokens);
         using var partial = empty([blocks, 2, width], ScalarType.Float32, query.device);
         CudaKernels.Of(File, KernelElement.Define(query)).Launch(
-            "qk_norm_rotary_backward", (uint)blocks, 1, BlockThreads, (uint)(rowsPerBlock * 2 * width * sizeof(float)),
+            "qk_norm_rotary_backward", (uint)blocks, 1, threads, (uint)(groups * 2 * width * sizeof(float)),
             Pointer(query), Pointer(key), Pointer(value), Pointer(raw?.QueryKey), Pointer(raw?.InverseRms), Pointer(norm?.QueryWeight), Pointer(norm?.KeyWeight),
             Pointer(rotary.Cosines), Pointer(rotary.Sines), Pointer(positions_T), Pointer(grad_TQD), Pointer(partial), tokens, numHeads, numGroups,
             query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1), raw?.QueryKey.stride(0) ?? 0, width);
@@ -57,8 +56,16 @@ internal static class QueryKeyNormRotaryKernel
         return width <= MaxWidth && width % (2 * vector) == 0 && x.stride(2) == 1 && x.stride(0) % vector == 0 && x.stride(1) % vector == 0 && KernelElement.IsAligned(x);
     }
 
-    /// <summary>A head takes 128 / vector lanes of a block.</summary>
-    private static long RowsPerBlock(Tensor x) => BlockThreads * KernelElement.VectorLength(x) / MaxWidth;
+    /// <summary>Each lane holds one vector of each half of a head.</summary>
+    private static uint LanesPerHead(Tensor x) => (uint)(MaxWidth / 2 / KernelElement.VectorLength(x));
+
+    /// <summary>Whole warps for all heads of a token at once, or for an even part of them when they are many.</summary>
+    private static uint Threads(long heads, Tensor x)
+    {
+        var rounds = (heads + MaxGroups - 1) / MaxGroups;
+        var threads = (uint)((heads + rounds - 1) / rounds) * LanesPerHead(x);
+        return (threads + 31) / 32 * 32;
+    }
 
     private static long Pointer(Tensor? tensor) => tensor is null ? 0 : Dispatcher.DataPointer(tensor);
 }

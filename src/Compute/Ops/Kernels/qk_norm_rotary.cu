@@ -1,18 +1,17 @@
 // RMSNorm of every query and key head (arXiv 1910.07467) and then the half rotation (arXiv 2104.09864), and both backwards, in one pass.
-// A head of at most 128 channels lies in LANES neighbouring lanes, VEC channels each; its width is a multiple of 2 * VEC.
-#define LANES (128 / VEC)
+// A head of at most 128 channels lies in LANES neighbouring lanes; lane l holds channels l * VEC… of both halves, which the rotation pairs, so
+// nothing is exchanged for it. The width is a multiple of 2 * VEC. A block works on one token at a time: its heads share position and angles.
+#define LANES (64 / VEC)
 
-// v[lane] of the head's channel i meets channel i ± width/2: first half a·cos − b·sin, second half b·cos + a·sin. sign −1 turns back.
-__device__ __forceinline__ void rotate(float* v, int lane, int half_lanes, bool on, const elem* cos_row, const elem* sin_row, float sign)
+// First half a·cos − b·sin, second half b·cos + a·sin. sign −1 turns back.
+__device__ __forceinline__ void rotate(float* a, float* b, const Pack& cosines, const Pack& sines, float sign)
 {
-    int partner = lane < half_lanes ? lane + half_lanes : lane - half_lanes;
-    float other[VEC];
-    for (int j = 0; j < VEC; j++) other[j] = __shfl_sync(0xffffffffu, v[j], partner & (LANES - 1), LANES);
-    if (!on) return;
-    int i = (lane < half_lanes ? lane : lane - half_lanes) * VEC;
-    Pack c = load(cos_row + i), s = load(sin_row + i);
-    if (lane < half_lanes) sign = -sign;
-    for (int j = 0; j < VEC; j++) v[j] = v[j] * up(c.v[j]) + sign * up(s.v[j]) * other[j];
+    for (int j = 0; j < VEC; j++)
+    {
+        float c = up(cosines.v[j]), s = sign * up(sines.v[j]), aj = a[j], bj = b[j];
+        a[j] = aj * c - bj * s;
+        b[j] = bj * c + aj * s;
+    }
 }
 
 __device__ __forceinline__ float head_sum(float x)
@@ -22,90 +21,133 @@ __device__ __forceinline__ float head_sum(float x)
 }
 
 // x: heads inside the fused projection, `stride` elements from token to token. y [tokens, query_heads + key_heads, width], inverse likewise
-// without the width. The tables are [positions, width] and [positions, width / 2].
+// without the width. The tables are [positions, width] and [positions, width / 2]. One block per token.
 extern "C" __global__ void qk_norm_rotary_forward(
     const elem* x, const elem* query_weight, const elem* key_weight, const elem* cos_table, const elem* sin_table, const i64* positions, elem* y, float* inverse,
-    i64 tokens, i64 query_heads, i64 key_heads, i64 stride, i64 width, double epsilon)
+    i64 query_heads, i64 key_heads, i64 stride, i64 width, double epsilon)
 {
-    u32 heads = (u32)(query_heads + key_heads), row = blockIdx.x * (blockDim.x / LANES) + threadIdx.x / LANES, token = row / heads, head = row - token * heads;
-    int lane = threadIdx.x % LANES, i = lane * VEC;
-    bool on = token < tokens && i < width;
-    Pack p;
-    float v[VEC], sum = 0.f;
-    for (int j = 0; j < VEC; j++) v[j] = 0.f;
-    if (on)
+    i64 token = blockIdx.x, position = positions[token];
+    int heads = (int)(query_heads + key_heads), groups = blockDim.x / LANES, i = (threadIdx.x % LANES) * VEC, half = (int)width / 2;
+    bool lane_on = i < half;
+    Pack cosines, sines;
+    if (lane_on) { cosines = load(cos_table + position * width + i); sines = load(sin_table + position * half + i); }
+    for (int base = 0; base < heads; base += groups)
     {
-        p = load(x + token * stride + head * width + i);
-        for (int j = 0; j < VEC; j++) { v[j] = up(p.v[j]); sum += v[j] * v[j]; }
+        int head = base + threadIdx.x / LANES;
+        bool on = lane_on && head < heads;
+        Pack p, q;
+        float a[VEC], b[VEC], sum = 0.f;
+        if (on)
+        {
+            const elem* in = x + token * stride + head * width + i;
+            p = load(in);
+            q = load(in + half);
+            for (int j = 0; j < VEC; j++) { a[j] = up(p.v[j]); b[j] = up(q.v[j]); sum += a[j] * a[j] + b[j] * b[j]; }
+        }
+        float r = rsqrtf(head_sum(sum) / (float)width + (float)epsilon);
+        if (!on) continue;
+        const elem* weight = (head < query_heads ? query_weight : key_weight) + i;
+        Pack wa = load(weight), wb = load(weight + half);
+        for (int j = 0; j < VEC; j++)
+        {
+            a[j] = up(down(up(down(a[j] * r)) * up(wa.v[j])));
+            b[j] = up(down(up(down(b[j] * r)) * up(wb.v[j])));
+        }
+        rotate(a, b, cosines, sines, 1.f);
+        for (int j = 0; j < VEC; j++) { p.v[j] = down(a[j]); q.v[j] = down(b[j]); }
+        elem* out = y + (token * heads + head) * width + i;
+        store(out, p);
+        store(out + half, q);
+        if (i == 0) inverse[token * heads + head] = r;
     }
-    float r = rsqrtf(head_sum(sum) / (float)width + (float)epsilon);
-    i64 position = on ? positions[token] : 0;
-    if (on)
-    {
-        Pack w = load((head < query_heads ? query_weight : key_weight) + i);
-        for (int j = 0; j < VEC; j++) v[j] = up(down(up(down(v[j] * r)) * up(w.v[j])));
-        if (lane == 0) inverse[row] = r;
-    }
-    rotate(v, lane, (int)(width / (2 * VEC)), on, cos_table + position * width, sin_table + position * (width / 2), 1.f);
-    if (!on) return;
-    for (int j = 0; j < VEC; j++) p.v[j] = down(v[j]);
-    store(y + (i64)row * width + i, p);
 }
 
 // grad_x [tokens, query_heads + 2 key_heads, width] from the three gradients of attention, each with its own strides from token to token and
 // head to head. x, inverse as in the forward; x is null when there is no norm. partial [gridDim.x, 2, width]: this block's share of the
-// gradients of both weights.
+// gradients of both weights; block b takes tokens b, b + gridDim.x, …
 extern "C" __global__ void qk_norm_rotary_backward(
     const elem* grad_query, const elem* grad_key, const elem* grad_value, const elem* x, const float* inverse, const elem* query_weight, const elem* key_weight,
     const elem* cos_table, const elem* sin_table, const i64* positions, elem* grad_x, float* partial, i64 tokens, i64 query_heads, i64 key_heads,
     i64 query_stride, i64 query_head_stride, i64 key_stride, i64 key_head_stride, i64 value_stride, i64 value_head_stride, i64 x_stride, i64 width)
 {
     extern __shared__ float sums[]; // [groups, 2, width]
-    u32 rotated = (u32)(query_heads + key_heads), heads = rotated + (u32)key_heads, rows = (u32)tokens * heads;
-    int lane = threadIdx.x % LANES, group = threadIdx.x / LANES, groups = blockDim.x / LANES, i = lane * VEC, half_lanes = (int)(width / (2 * VEC));
-    float acc[2][VEC];
-    for (int j = 0; j < VEC; j++) acc[0][j] = acc[1][j] = 0.f;
-    // All lanes of a warp make the same number of rounds, because they exchange channels and sums.
-    for (u32 base = blockIdx.x * groups; base < rows; base += gridDim.x * groups)
+    int rotated = (int)(query_heads + key_heads), heads = rotated + (int)key_heads, group = threadIdx.x / LANES, groups = blockDim.x / LANES;
+    int i = (threadIdx.x % LANES) * VEC, half = (int)width / 2;
+    bool lane_on = i < half;
+    float query_acc[2 * VEC], key_acc[2 * VEC];
+    for (int j = 0; j < 2 * VEC; j++) query_acc[j] = key_acc[j] = 0.f;
+    for (i64 token = blockIdx.x; token < tokens; token += gridDim.x)
     {
-        u32 row = base + group, token = row / heads, head = row - token * heads;
-        bool on = row < rows && i < width, is_key = head >= query_heads, turns = on && head < rotated;
-        Pack g, n, w;
-        float v[VEC], r = 0.f, dot = 0.f;
-        if (on)
-            g = load(!is_key ? grad_query + token * query_stride + head * query_head_stride + i
-                : turns ? grad_key + token * key_stride + (head - query_heads) * key_head_stride + i
-                        : grad_value + token * value_stride + (head - rotated) * value_head_stride + i);
-        if (turns && x)
+        i64 position = positions[token];
+        Pack cosines, sines;
+        if (lane_on) { cosines = load(cos_table + position * width + i); sines = load(sin_table + position * half + i); }
+        // All lanes of a warp make the same number of rounds, because they add up sums.
+        for (int base = 0; base < heads; base += groups)
         {
-            n = load(x + token * x_stride + head * width + i);
-            w = load((is_key ? key_weight : query_weight) + i);
-            r = inverse[token * rotated + head];
-        }
-        for (int j = 0; j < VEC; j++) v[j] = on ? up(g.v[j]) : 0.f;
-        i64 position = turns ? positions[token] : 0;
-        rotate(v, lane, half_lanes, turns, cos_table + position * width, sin_table + position * (width / 2), -1.f);
-        if (x)
-        {
-            if (turns) for (int j = 0; j < VEC; j++) { v[j] = up(down(v[j])); dot += v[j] * up(w.v[j]) * up(n.v[j]) * r; }
-            float mean = head_sum(dot) / (float)width;
+            int head = base + group;
+            bool on = lane_on && head < heads, is_key = head >= query_heads, turns = on && head < rotated;
+            Pack p, q, na, nb, wa, wb;
+            float a[VEC], b[VEC], r = 0.f, dot = 0.f;
+            if (on)
+            {
+                const elem* in = !is_key ? grad_query + token * query_stride + head * query_head_stride
+                    : turns ? grad_key + token * key_stride + (head - query_heads) * key_head_stride
+                            : grad_value + token * value_stride + (head - rotated) * value_head_stride;
+                p = load(in + i);
+                q = load(in + half + i);
+            }
+            if (turns && x)
+            {
+                const elem* raw = x + token * x_stride + head * width + i;
+                const elem* weight = (is_key ? key_weight : query_weight) + i;
+                na = load(raw); nb = load(raw + half);
+                wa = load(weight); wb = load(weight + half);
+                r = inverse[token * rotated + head];
+            }
             if (turns)
-                for (int j = 0; j < VEC; j++)
-                {
-                    float normalized = up(n.v[j]) * r, share = v[j] * up(down(normalized));
-                    if (is_key) acc[1][j] += share;
-                    else acc[0][j] += share;
-                    v[j] = (v[j] * up(w.v[j]) - normalized * mean) * r;
-                }
+            {
+                for (int j = 0; j < VEC; j++) { a[j] = up(p.v[j]); b[j] = up(q.v[j]); }
+                rotate(a, b, cosines, sines, -1.f);
+                for (int j = 0; j < VEC; j++) { p.v[j] = down(a[j]); q.v[j] = down(b[j]); }
+            }
+            if (x)
+            {
+                if (turns)
+                    for (int j = 0; j < VEC; j++)
+                    {
+                        a[j] = up(p.v[j]);
+                        b[j] = up(q.v[j]);
+                        dot += (a[j] * up(wa.v[j]) * up(na.v[j]) + b[j] * up(wb.v[j]) * up(nb.v[j])) * r;
+                    }
+                float mean = head_sum(dot) / (float)width;
+                if (turns)
+                    for (int j = 0; j < VEC; j++)
+                    {
+                        float normal_a = up(na.v[j]) * r, normal_b = up(nb.v[j]) * r, share_a = a[j] * up(down(normal_a)), share_b = b[j] * up(down(normal_b));
+                        query_acc[j] += is_key ? 0.f : share_a;
+                        query_acc[VEC + j] += is_key ? 0.f : share_b;
+                        key_acc[j] += is_key ? share_a : 0.f;
+                        key_acc[VEC + j] += is_key ? share_b : 0.f;
+                        p.v[j] = down((a[j] * up(wa.v[j]) - normal_a * mean) * r);
+                        q.v[j] = down((b[j] * up(wb.v[j]) - normal_b * mean) * r);
+                    }
+            }
+            if (!on) continue;
+            elem* out = grad_x + (token * heads + head) * width + i;
+            store(out, p);
+            store(out + half, q);
         }
-        if (!on) continue;
-        for (int j = 0; j < VEC; j++) g.v[j] = down(v[j]);
-        store(grad_x + (i64)row * width + i, g);
     }
     if (!x) return;
-    if (i < width)
-        for (int k = 0; k < 2; k++)
-            for (int j = 0; j < VEC; j++) sums[(group * 2 + k) * width + i + j] = acc[k][j];
+    if (lane_on)
+        for (int j = 0; j < VEC; j++)
+        {
+            float* mine = sums + group * 2 * width + i + j;
+            mine[0] = query_acc[j];
+            mine[half] = query_acc[VEC + j];
+            mine[width] = key_acc[j];
+            mine[width + half] = key_acc[VEC + j];
+        }
     __syncthreads();
     for (int c = threadIdx.x; c < 2 * width; c += blockDim.x)
     {

@@ -1,0 +1,155 @@
+using System.Collections.Concurrent;
+using Megatron.Compute.Native;
+
+namespace Megatron.Compute.Distributed;
+
+/// <summary>
+/// Transfers from one rank to another, in one direction: a communicator of the two with a stream and a thread of its own, opened at the
+/// first transfer. So a send whose peer is not there yet holds up nothing else of the rank, which the schedules of pipelines rely on.
+/// </summary>
+internal sealed class NcclChannel : IDisposable
+{
+    private readonly NcclContext context;
+    private readonly string key;
+    private readonly string description;
+    private readonly bool isSender;
+    private readonly BlockingCollection<NcclTransfer> queue = [];
+    private readonly Thread thread;
+    private readonly Lock gate = new();
+    private NcclCommunicator? communicator;
+    private string? abortReason;
+
+    /// <param name="key">Name in the store, the same on both ends.</param>
+    public NcclChannel(NcclContext context, string key, string description, bool isSender)
+    {
+        (this.context, this.key, this.description, this.isSender) = (context, key, description, isSender);
+        thread = new Thread(Run) { IsBackground = true, Name = description };
+        thread.Start();
+    }
+
+    /// <summary>Starts a transfer behind what the rank's current stream holds now.</summary>
+    /// <param name="tensor">Held until Wait; owned by the work.</param>
+    /// <param name="launch">Sends or receives it.</param>
+    public CollectiveWork Start(TorchSharp.torch.Tensor tensor, NcclCommunicator.Launch launch)
+    {
+        var transfer = new NcclTransfer(context.Device, tensor, launch);
+        lock (gate)
+        {
+            if (abortReason is not null) transfer.Fail(new RankFaultException($"{description}: {abortReason}"));
+            else queue.Add(transfer);
+        }
+        return transfer;
+    }
+
+    /// <inheritdoc cref="NcclCommunicator.FindFault"/>
+    public string? FindFault()
+    {
+        lock (gate) return communicator?.FindFault();
+    }
+
+    /// <inheritdoc cref="NcclCommunicator.Abort"/>
+    public void Abort(string reason)
+    {
+        lock (gate)
+        {
+            abortReason ??= reason;
+            communicator?.Abort(reason);
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        lock (gate) abortReason ??= "it is closed";
+        queue.CompleteAdding();
+        thread.Join();
+        communicator?.Dispose();
+        queue.Dispose();
+    }
+
+    private void Run()
+    {
+        CudaStream.MakeCurrent(context.Device);
+        foreach (var transfer in queue.GetConsumingEnumerable())
+        {
+            try
+            {
+                transfer.Begin((communicator ?? Open()).StartAfter(transfer.Ready, isSender ? "send" : "receive", [], transfer.Launch));
+            }
+            catch (Exception problem) when (problem is RankFaultException or InvalidOperationException or OperationCanceledException)
+            {
+                transfer.Fail(problem as RankFaultException ?? new RankFaultException($"{description}: {problem.Message}", inner: problem));
+            }
+        }
+    }
+
+    private NcclCommunicator Open()
+    {
+        var opened = new NcclCommunicator(context, key, description, isSender ? 0 : 1, 2);
+        lock (gate)
+        {
+            communicator = opened;
+            if (abortReason is not null) opened.Abort(abortReason);
+        }
+        return opened;
+    }
+}
+
+/// <summary>A transfer that its channel's thread enqueues.</summary>
+internal sealed class NcclTransfer : CollectiveWork
+{
+    private readonly TorchSharp.torch.Tensor tensor;
+    private readonly CudaStream events;
+    private readonly ManualResetEventSlim begun = new();
+    private NcclWork? work;
+    private RankFaultException? problem;
+    private bool isReleased;
+
+    /// <summary>What must have happened on the device before it.</summary>
+    public nint Ready { get; }
+
+    public NcclCommunicator.Launch Launch { get; }
+
+    public NcclTransfer(int device, TorchSharp.torch.Tensor tensor, NcclCommunicator.Launch launch)
+    {
+        (this.tensor, Launch, events) = (tensor, launch, CudaStream.EventsOf(device));
+        Ready = events.CreateEvent();
+        events.RecordOnCurrent(Ready);
+    }
+
+    /// <inheritdoc/>
+    public override bool IsCompleted => problem is not null || (work?.IsCompleted ?? false);
+
+    /// <summary>Called by the channel once the transfer is on its stream.</summary>
+    public void Begin(NcclWork started)
+    {
+        work = started;
+        begun.Set();
+    }
+
+    /// <summary>Called by the channel when it cannot be.</summary>
+    public void Fail(RankFaultException exception)
+    {
+        problem = exception;
+        begun.Set();
+    }
+
+    /// <summary>Blocks the host until the channel is open, which the peer must want too; then as <see cref="NcclWork.Wait"/>.</summary>
+    public override void Wait()
+    {
+        if (isReleased) return;
+        isReleased = true;
+        begun.WaitHandle.WaitOne();
+        try
+        {
+            if (problem is not null) throw problem;
+            work?.Wait();
+        }
+        finally
+        {
+            tensor.Dispose();
+            events.DestroyEvent(Ready);
+            begun.Dispose();
+        }
+    }
+}

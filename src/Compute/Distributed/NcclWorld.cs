@@ -1,0 +1,111 @@
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Native;
+
+namespace Megatron.Compute.Distributed;
+
+/// <summary>Who a rank is and which GPU is its.</summary>
+public sealed record NcclWorldOptions
+{
+    /// <summary>Job and attempt, e.g. <c>job-7/2</c>: the fence. Ids of another attempt are never seen.</summary>
+    public required string Attempt { get; init; }
+
+    /// <summary>Index of the rank's GPU in this process.</summary>
+    public required int Device { get; init; }
+
+    /// <summary>How long one operation may take (<c>--distributed_timeout_minutes</c>).</summary>
+    public required TimeSpan Timeout { get; init; }
+
+    /// <summary>How long the opening of a group may wait for its members.</summary>
+    public required TimeSpan JoinTimeout { get; init; }
+}
+
+/// <summary>
+/// One rank's NCCL groups, one per rank and attempt, and the watchdog over them: it asks NCCL for asynchronous errors, names the operation
+/// that does not finish in time, and then aborts every group of the rank, so that no kernel keeps spinning.
+/// </summary>
+/// <remarks>
+/// Several ranks can share one GPU for tests when each is a process with an <c>NCCL_HOSTID</c> of its own (and <c>NCCL_SOCKET_IFNAME=lo</c>): NCCL
+/// then takes them for different hosts and talks over sockets. Slow, but every collective is the real one.
+/// </remarks>
+public sealed class NcclWorld : IProcessGroupFactory, IDisposable
+{
+    private static readonly TimeSpan WatchInterval = TimeSpan.FromMilliseconds(50);
+
+    private readonly Lock gate = new();
+    private readonly NcclContext context;
+    private readonly List<NcclProcessGroup> groups = [];
+    private readonly CancellationTokenSource ending = new();
+    private readonly Thread watchdog;
+    private string? abortReason;
+
+    /// <summary>The library's version, as it counts: 22809 is 2.28.9.</summary>
+    public int Version => context.Library.Version;
+
+    /// <exception cref="ConfigException">NATIVE013, NATIVE014: no usable NCCL.</exception>
+    public NcclWorld(IRendezvousStore store, NcclWorldOptions options, LoadedLibTorch libTorch)
+    {
+        context = new NcclContext
+        {
+            Library = Nccl.Load(libTorch), Store = new PrefixedRendezvousStore(store, $"{options.Attempt}/nccl/"), Device = options.Device,
+            Timeout = options.Timeout, JoinTimeout = options.JoinTimeout, Ending = ending.Token,
+        };
+        watchdog = new Thread(Watch) { IsBackground = true, Name = "nccl-watchdog" };
+        watchdog.Start();
+    }
+
+    /// <inheritdoc/>
+    public ProcessGroup Create(string name, int globalRank, IReadOnlyList<int> members)
+    {
+        lock (gate) ThrowIfAborted();
+        CudaStream.MakeCurrent(context.Device);
+        var group = new NcclProcessGroup(context, $"{name}:{string.Join(',', members)}", name, members.ToList().IndexOf(globalRank), [.. members]);
+        lock (gate)
+        {
+            groups.Add(group);
+            if (abortReason is not null) group.Abort(abortReason);
+        }
+        return group;
+    }
+
+    /// <summary>Aborts every group of this rank and releases a caller of <see cref="Create"/>; any thread may call it.</summary>
+    public void Abort(string reason)
+    {
+        NcclProcessGroup[] open;
+        lock (gate)
+        {
+            abortReason ??= reason;
+            open = [.. groups];
+        }
+        ending.Cancel();
+        foreach (var group in open) group.Abort(reason);
+    }
+
+    /// <summary>Ends the watchdog. Groups are disposed by those who opened them.</summary>
+    public void Dispose()
+    {
+        lock (gate) abortReason ??= "the rank has ended";
+        ending.Cancel();
+        watchdog.Join();
+    }
+
+    private void Watch()
+    {
+        CudaStream.MakeCurrent(context.Device);
+        while (!ending.Token.WaitHandle.WaitOne(WatchInterval))
+        {
+            NcclProcessGroup[] open;
+            lock (gate) open = [.. groups];
+            foreach (var group in open)
+            {
+                if (group.FindFault() is not { } fault) continue;
+                Abort(fault);
+                return;
+            }
+        }
+    }
+
+    private void ThrowIfAborted()
+    {
+        if (abortReason is not null) throw new RankFaultException($"No more NCCL groups are opened: {abortReason}");
+    }
+}

@@ -1,0 +1,89 @@
+using System.Runtime.InteropServices;
+
+namespace Megatron.Compute.Native;
+
+/// <summary>
+/// A CUDA stream of our own beside libtorch's current one, and the events that order the two (CUDA runtime API). Calls may come from any
+/// thread whose current device is this stream's.
+/// </summary>
+internal sealed unsafe class CudaStream : IDisposable
+{
+    private const int NonBlocking = 1, DisableTiming = 2, NotReady = 600;
+
+    private readonly CudaAbi cuda = LibTorch.CudaAbi;
+    private nint handle;
+
+    private CudaStream(int device, nint handle) => (Device, this.handle) = (device, handle);
+
+    /// <summary>Index of the device.</summary>
+    public int Device { get; }
+
+    /// <summary>cudaStream_t.</summary>
+    public nint Handle => handle;
+
+    public CudaStream(int device) : this(device, 0)
+    {
+        MakeCurrent(device);
+        nint created;
+        Check(cuda.StreamCreateWithFlags(&created, NonBlocking), "cudaStreamCreateWithFlags");
+        handle = created;
+    }
+
+    /// <summary>For events of a device without a stream of one's own; nothing to dispose of.</summary>
+    public static CudaStream EventsOf(int device) => new(device, 0);
+
+    /// <summary>Makes a device the calling thread's current one.</summary>
+    public static void MakeCurrent(int device) => Check(LibTorch.CudaAbi.SetDevice(device), "cudaSetDevice");
+
+    /// <summary>Later work of this stream starts after what libtorch's current stream of the calling thread holds now.</summary>
+    public void FollowCurrent(nint readyEvent)
+    {
+        RecordOnCurrent(readyEvent);
+        Follow(readyEvent);
+    }
+
+    /// <summary>Marks the end of what libtorch's current stream of the calling thread holds now.</summary>
+    public void RecordOnCurrent(nint @event) => Check(cuda.EventRecord(@event, cuda.CurrentStream(Device)), "cudaEventRecord");
+
+    /// <summary>Later work of this stream starts after the event.</summary>
+    public void Follow(nint @event) => Check(cuda.StreamWaitEvent(handle, @event, 0), "cudaStreamWaitEvent");
+
+    /// <summary>Marks the end of what this stream holds now.</summary>
+    public void Record(nint @event) => Check(cuda.EventRecord(@event, handle), "cudaEventRecord");
+
+    /// <summary>Later work of libtorch's current stream of the calling thread starts after the event; the host does not wait.</summary>
+    public void CurrentFollows(nint @event) => Check(cuda.StreamWaitEvent(cuda.CurrentStream(Device), @event, 0), "cudaStreamWaitEvent");
+
+    /// <summary>A new event, freed by <see cref="DestroyEvent"/>.</summary>
+    public nint CreateEvent()
+    {
+        nint @event;
+        Check(cuda.EventCreateWithFlags(&@event, DisableTiming), "cudaEventCreateWithFlags");
+        return @event;
+    }
+
+    /// <summary>Frees an event; the device keeps what it still needs of it.</summary>
+    public void DestroyEvent(nint @event) => cuda.EventDestroy(@event);
+
+    /// <summary>True when the work before the event is done.</summary>
+    /// <exception cref="InvalidOperationException">The device has failed.</exception>
+    public bool IsDone(nint @event)
+    {
+        var status = cuda.EventQuery(@event);
+        if (status == NotReady) return false;
+        Check(status, "cudaEventQuery");
+        return true;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        if (handle != 0) cuda.StreamDestroy(handle);
+        handle = 0;
+    }
+
+    private static void Check(int status, string function)
+    {
+        if (status != 0) throw new InvalidOperationException($"{function} failed: {Marshal.PtrToStringUTF8((nint)LibTorch.CudaAbi.GetErrorString(status))} ({status}).");
+    }
+}
