@@ -44,7 +44,13 @@ internal sealed class NcclChannel : IDisposable
     /// <inheritdoc cref="NcclCommunicator.FindFault"/>
     public string? FindFault()
     {
-        lock (gate) return communicator?.FindFault();
+        lock (gate)
+        {
+            if (communicator is null) return null;
+            if (communicator.FindFault() is { } fault) return fault;
+            return communicator.OldestPending is { } oldest && oldest.Age > context.Timeout
+                ? FormattableString.Invariant($"{description}: the {oldest.Operation} #{oldest.Number} has not finished within {oldest.Age.TotalSeconds:F1} s.") : null;
+        }
     }
 
     /// <inheritdoc cref="NcclCommunicator.Abort"/>

@@ -38,7 +38,8 @@ internal sealed unsafe class NcclCommunicator : IDisposable
     private readonly Stack<nint> freeEvents = [];
     private nint communicator;
     private long sequence;
-    private string? fault;
+    private (string Reason, int? Culprit)? fault;
+    private volatile bool isFaulted;
 
     /// <summary>For messages: the group and its global ranks.</summary>
     public string Description { get; }
@@ -103,19 +104,28 @@ internal sealed unsafe class NcclCommunicator : IDisposable
             Settle(launch(context.Library, communicator, Stream.Handle), operation, context.Timeout, context.Ending);
             var done = RentEvent();
             Stream.Record(done);
-            var work = new NcclWork(this, FormattableString.Invariant($"{operation} #{++sequence}"), done, held);
+            var work = new NcclWork(this, operation, ++sequence, done, held);
             pending.Enqueue(work);
             return work;
         }
     }
 
-    /// <summary>Looks for a failed peer, a failed device or an operation that takes too long. Called by the watchdog, several times a second.</summary>
+    /// <summary>The operation that has been under way longest: its number, name and age. Null when there is none.</summary>
+    public (long Number, string Operation, TimeSpan Age)? OldestPending
+    {
+        get
+        {
+            lock (gate) return pending.TryPeek(out var oldest) ? (oldest.Number, oldest.Operation, Stopwatch.GetElapsedTime(oldest.Started)) : null;
+        }
+    }
+
+    /// <summary>Looks for a failed peer or a failed device. Called by the watchdog, several times a second.</summary>
     /// <returns>What is wrong; null when nothing is.</returns>
     public string? FindFault()
     {
         lock (gate)
         {
-            if (fault is not null || communicator == 0) return null;
+            if (isFaulted || communicator == 0) return null;
             NcclResult state;
             var result = context.Library.CommGetAsyncError(communicator, &state);
             if (result == NcclResult.Success) result = state;
@@ -128,18 +138,18 @@ internal sealed unsafe class NcclCommunicator : IDisposable
             {
                 return $"{Description}: the device failed: {device.Message}";
             }
-            if (pending.TryPeek(out var oldest) && Stopwatch.GetElapsedTime(oldest.Started) is var age && age > context.Timeout)
-                return FormattableString.Invariant($"{Description}: {oldest.Operation} has not finished within {age.TotalSeconds:F1} s; a member is lost or did not enter it.");
             return null;
         }
     }
 
     /// <summary>Ends every operation here, also those on the device. From any thread, any number of times.</summary>
-    public void Abort(string reason)
+    /// <param name="culprit">Global rank that is to blame, when known.</param>
+    public void Abort(string reason, int? culprit = null)
     {
         lock (gate)
         {
-            fault ??= reason;
+            fault ??= (reason, culprit);
+            isFaulted = true;
             if (communicator == 0) return;
             context.Library.CommAbort(communicator);
             communicator = 0;
@@ -149,11 +159,12 @@ internal sealed unsafe class NcclCommunicator : IDisposable
     /// <exception cref="RankFaultException">The communicator has been aborted.</exception>
     public void ThrowIfFaulted()
     {
-        if (Volatile.Read(ref fault) is { } reason) throw new RankFaultException($"{Description}: {reason}");
+        if (!isFaulted) return;
+        lock (gate) throw new RankFaultException($"{Description}: {fault?.Reason}", fault?.Culprit);
     }
 
     /// <summary>True once the operation behind <paramref name="done"/> has ended, well or not.</summary>
-    public bool IsDone(nint done) => Volatile.Read(ref fault) is not null || Stream.IsDone(done);
+    public bool IsDone(nint done) => isFaulted || Stream.IsDone(done);
 
     /// <summary>The rank has let go of a work: its event is free once the device is through with it.</summary>
     public void Release(NcclWork work)
@@ -192,7 +203,8 @@ internal sealed unsafe class NcclCommunicator : IDisposable
             context.Library.CommAbort(communicator);
         }
         communicator = 0;
-        fault ??= "it is closed";
+        fault ??= ("it is closed", null);
+        isFaulted = true;
     }
 
     private NcclUniqueId ExchangeId(string key, int rank)
@@ -244,10 +256,13 @@ internal sealed unsafe class NcclCommunicator : IDisposable
 }
 
 /// <summary>An operation on the communicator's stream.</summary>
-internal sealed class NcclWork(NcclCommunicator communicator, string operation, nint done, TorchSharp.torch.Tensor[] held) : CollectiveWork
+internal sealed class NcclWork(NcclCommunicator communicator, string operation, long number, nint done, TorchSharp.torch.Tensor[] held) : CollectiveWork
 {
-    /// <summary>Name and number, for messages.</summary>
+    /// <summary>Name, for messages.</summary>
     public string Operation => operation;
+
+    /// <summary>1 for the communicator's first operation.</summary>
+    public long Number => number;
 
     /// <summary>Event at its end.</summary>
     public nint Done => done;

@@ -1,3 +1,6 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Text;
 using Megatron.Compute.Native;
 using static TorchSharp.torch;
 
@@ -9,36 +12,70 @@ namespace Megatron.Compute.Distributed;
 /// </summary>
 internal sealed unsafe class NcclProcessGroup : ProcessGroup
 {
+    /// <summary>After this time an operation's members begin to look for one another.</summary>
+    private static readonly TimeSpan LongestLate = TimeSpan.FromSeconds(1);
+
     private readonly NcclContext context;
     private readonly string key;
     private readonly NcclCommunicator communicator;
     private readonly Lock gate = new();
     private readonly Dictionary<(int Peer, bool IsSender), NcclChannel> channels = [];
+    private readonly TimeSpan lateAfter;
+    private long lastLook;
     private string? abortReason;
 
     /// <param name="key">Name of the group in the store, unique in the attempt.</param>
     public NcclProcessGroup(NcclContext context, string key, string name, int rank, IReadOnlyList<int> globalRanks) : base(name, rank, globalRanks)
     {
         (this.context, this.key) = (context, key);
+        lateAfter = context.Timeout / 4 < LongestLate ? context.Timeout / 4 : LongestLate;
         communicator = new NcclCommunicator(context, key, $"NCCL group {name} of ranks {string.Join(", ", globalRanks)}, rank {globalRanks[rank]}", rank, globalRanks.Count);
     }
 
     /// <summary>What is wrong with the group; null when nothing is. Called by the watchdog.</summary>
-    public string? FindFault()
+    public RankFaultException? FindFault()
     {
-        if (communicator.FindFault() is { } fault) return fault;
+        if (communicator.FindFault() is { } fault) return new RankFaultException(fault);
         NcclChannel[] open;
         lock (gate) open = [.. channels.Values];
         foreach (var channel in open)
-            if (channel.FindFault() is { } broken) return broken;
-        return null;
+            if (channel.FindFault() is { } broken) return new RankFaultException(broken);
+        return communicator.OldestPending is { } oldest && oldest.Age > lateAfter && Stopwatch.GetElapsedTime(lastLook) > lateAfter ? LookForTheMissing(oldest) : null;
     }
+
+    /// <summary>
+    /// An operation is late. Each member that is in it says so in the store; who left the group, or has not come to it when time is up, is to blame.
+    /// The watchdogs talk, not the ranks, so a rank whose thread hangs is found too.
+    /// </summary>
+    private RankFaultException? LookForTheMissing((long Number, string Operation, TimeSpan Age) oldest)
+    {
+        lastLook = Stopwatch.GetTimestamp();
+        var store = context.Store;
+        store.Set(MemberKey("late", Rank), Encoding.ASCII.GetBytes(oldest.Number.ToString(CultureInfo.InvariantCulture)));
+        var known = store.Keys($"{key}/").ToHashSet(StringComparer.Ordinal);
+        for (var member = 0; member < Size; member++)
+            if (known.Contains(MemberKey("left", member)))
+                return new RankFaultException($"rank {GlobalRanks[member]} has left while {oldest.Operation} #{oldest.Number} was waiting for it.", GlobalRanks[member]);
+        if (oldest.Age <= context.Timeout) return null;
+        List<int> missing = [.. Enumerable.Range(0, Size).Where(member => !IsIn(member)).Select(member => GlobalRanks[member])];
+        var who = missing.Count == 0 ? "all ranks are in it, so the network between them is slow or broken" : $"rank {string.Join(", ", missing)} did not enter it";
+        return new RankFaultException(
+            FormattableString.Invariant($"{oldest.Operation} #{oldest.Number} has not finished within {oldest.Age.TotalSeconds:F1} s; {who}."), missing.Count == 0 ? null : missing[0]);
+
+        bool IsIn(int member) => known.Contains(MemberKey("late", member))
+            && long.Parse(Encoding.ASCII.GetString(store.Get(MemberKey("late", member), TimeSpan.FromSeconds(1), context.Ending)), CultureInfo.InvariantCulture) >= oldest.Number;
+    }
+
+    private string MemberKey(string kind, int member) => FormattableString.Invariant($"{key}/{kind}/{member}");
 
     /// <inheritdoc/>
     public override void ThrowIfFaulted() => communicator.ThrowIfFaulted();
 
     /// <inheritdoc/>
-    public override void Abort(string reason)
+    public override void Abort(string reason) => Abort(reason, culprit: null);
+
+    /// <param name="culprit">Global rank that is to blame, when known.</param>
+    public void Abort(string reason, int? culprit)
     {
         NcclChannel[] open;
         lock (gate)
@@ -46,13 +83,21 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
             abortReason ??= reason;
             open = [.. channels.Values];
         }
-        communicator.Abort(reason);
+        communicator.Abort(reason, culprit);
         foreach (var channel in open) channel.Abort(reason);
     }
 
     /// <inheritdoc/>
     public override void Dispose()
     {
+        try
+        {
+            context.Store.Set(MemberKey("left", Rank), "1"u8);
+        }
+        catch (RankFaultException)
+        {
+            // The store is gone, and with it those who would have looked.
+        }
         foreach (var channel in channels.Values) channel.Dispose();
         channels.Clear();
         communicator.Dispose();

@@ -68,7 +68,9 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
     }
 
     /// <summary>Aborts every group of this rank and releases a caller of <see cref="Create"/>; any thread may call it.</summary>
-    public void Abort(string reason)
+    public void Abort(string reason) => Abort(reason, culprit: null);
+
+    private void Abort(string reason, int? culprit)
     {
         NcclProcessGroup[] open;
         lock (gate)
@@ -77,7 +79,7 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
             open = [.. groups];
         }
         ending.Cancel();
-        foreach (var group in open) group.Abort(reason);
+        foreach (var group in open) group.Abort(reason, culprit);
     }
 
     /// <summary>Ends the watchdog. Groups are disposed by those who opened them.</summary>
@@ -97,10 +99,22 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
             lock (gate) open = [.. groups];
             foreach (var group in open)
             {
-                if (group.FindFault() is not { } fault) continue;
-                Abort(fault);
+                if (FaultOf(group) is not { } fault) continue;
+                Abort(fault.Message, fault.CulpritRank);
                 return;
             }
+        }
+    }
+
+    private static RankFaultException? FaultOf(NcclProcessGroup group)
+    {
+        try
+        {
+            return group.FindFault();
+        }
+        catch (RankFaultException storeIsGone)
+        {
+            return storeIsGone;
         }
     }
 

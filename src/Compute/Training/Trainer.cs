@@ -52,6 +52,7 @@ public sealed class Trainer : IDisposable
 {
     private readonly ModelChunks model;
     private readonly ContextSplit split;
+    private readonly ParallelState parallel;
     private readonly ProcessGroup world;
     private readonly TrainerOptions options;
     private readonly Device device;
@@ -79,7 +80,7 @@ public sealed class Trainer : IDisposable
     /// <param name="model">This rank's chunks.</param>
     public Trainer(ModelChunks model, ParallelState parallel, Device device, TrainerOptions options)
     {
-        (this.model, this.options, this.device, world) = (model, options, device, parallel.World);
+        (this.model, this.options, this.device, this.parallel, world) = (model, options, device, parallel, parallel.World);
         split = new ContextSplit(parallel.ContextParallel.Rank, parallel.ContextParallel.Size);
         ReportsLoss = model.HasHead && parallel.TensorParallel.Rank == 0;
         var layout = FlatLayout.Create(model.Parameters, parallel);
@@ -105,7 +106,9 @@ public sealed class Trainer : IDisposable
         AccumulateGradients(batch);
         Optimizer.ReduceGradients();
         var update = Optimizer.Step(learningRate);
-        return Metrics(batch, update);
+        var metrics = Metrics(batch, update);
+        parallel.ThrowIfFaulted();
+        return metrics;
     }
 
     /// <summary>

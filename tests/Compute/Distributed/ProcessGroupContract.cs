@@ -14,6 +14,8 @@ public abstract class ProcessGroupContract
 {
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
 
+    [ThreadStatic] private static Device? device; // of the rank whose thread this is
+
     public static TheoryData<int> Sizes => [1, 2, 3, 4];
 
     public static TheoryData<int> SizesWithPeers => [2, 3, 4];
@@ -30,6 +32,9 @@ public abstract class ProcessGroupContract
             return data;
         }
     }
+
+    /// <summary>Where the tensors of a rank live.</summary>
+    protected virtual Device DeviceOf(int rank) => CPU;
 
     /// <summary>A fresh world of <paramref name="size"/> ranks whose operations give up after <paramref name="timeout"/>.</summary>
     protected abstract IContractWorld CreateWorld(int size, TimeSpan timeout);
@@ -49,14 +54,14 @@ public abstract class ProcessGroupContract
     [Theory, MemberData(nameof(Sizes))]
     public void AllReduce_Average_DividesBySize(int size) => Run(size, group =>
     {
-        var tensor = full(7, group.Rank + 1.0, dtype: float32);
+        var tensor = Full(7, group.Rank + 1.0, dtype: float32);
         using (group.AllReduce(tensor, ReduceOp.Average)) { }
         AssertValues([.. Enumerable.Repeat((size + 1) / 2.0, 7)], tensor);
     });
 
     [Theory, MemberData(nameof(SizesWithPeers))]
     public void AllReduce_AverageOfIntegers_IsRefused(int size) => Run(size, group =>
-        Assert.Throws<InvalidOperationException>(() => group.AllReduce(ones(3, dtype: int64), ReduceOp.Average)));
+        Assert.Throws<InvalidOperationException>(() => group.AllReduce(Ones(3, dtype: int64), ReduceOp.Average)));
 
     [Theory, MemberData(nameof(Sizes))]
     public void AllReduce_Bf16Random_StaysNearFp32Oracle(int size)
@@ -67,7 +72,7 @@ public abstract class ProcessGroupContract
         var inputs = Enumerable.Range(0, size).Select(rank => RandomInput(rank, Count, ScalarType.BFloat16)).ToArray();
         Run(size, group =>
         {
-            var tensor = torch.tensor(inputs[group.Rank]).to_type(ScalarType.BFloat16);
+            var tensor = Values(inputs[group.Rank]).to_type(ScalarType.BFloat16);
             using (group.AllReduce(tensor, ReduceOp.Sum)) { }
             results[group.Rank] = Read(tensor);
         });
@@ -90,7 +95,7 @@ public abstract class ProcessGroupContract
             var results = new double[size][];
             Run(size, group =>
             {
-                var tensor = torch.tensor(RandomInput(group.Rank, 4_097, ScalarType.Float32)).to_type(ScalarType.Float32);
+                var tensor = Values(RandomInput(group.Rank, 4_097, ScalarType.Float32)).to_type(ScalarType.Float32);
                 using (group.AllReduce(tensor, ReduceOp.Sum)) { }
                 results[group.Rank] = Read(tensor);
             });
@@ -105,7 +110,7 @@ public abstract class ProcessGroupContract
     public void AllGather_EveryDtype_ConcatenatesInRankOrder(int size, ScalarType dtype) => Run(size, group =>
     {
         var input = Ramp(6, group.Rank).to_type(dtype).view(2, 3);
-        var output = zeros(2 * size, 3, dtype: dtype);
+        var output = Zeros(2 * size, 3, dtype: dtype);
         using (group.AllGather(output, input)) { }
         AssertValues([.. Enumerable.Range(0, size).SelectMany(rank => Enumerable.Range(0, 6).Select(i => RampValue(i, rank)))], output);
     });
@@ -113,7 +118,7 @@ public abstract class ProcessGroupContract
     [Theory, MemberData(nameof(Sizes))]
     public void AllGather_InputInsideOutput_Works(int size) => Run(size, group =>
     {
-        var output = full(size * 4, -1.0, dtype: float32);
+        var output = Full(size * 4, -1.0, dtype: float32);
         var own = output.narrow(0, group.Rank * 4, 4);
         own.fill_(group.Rank);
         using (group.AllGather(output, own)) { }
@@ -124,7 +129,7 @@ public abstract class ProcessGroupContract
     public void ReduceScatter_EveryDtype_LeavesOwnPart(int size, ScalarType dtype) => Run(size, group =>
     {
         var input = Ramp(3 * size, group.Rank).to_type(dtype);
-        var output = zeros(3, dtype: dtype);
+        var output = Zeros(3, dtype: dtype);
         using (group.ReduceScatter(output, input, ReduceOp.Sum)) { }
         AssertValues([.. Enumerable.Range(3 * group.Rank, 3).Select(i => Enumerable.Range(0, size).Sum(rank => RampValue(i, rank)))], output);
     });
@@ -132,7 +137,7 @@ public abstract class ProcessGroupContract
     [Theory, MemberData(nameof(Sizes))]
     public void ReduceScatter_OutputInsideInput_KeepsTheRest(int size) => Run(size, group =>
     {
-        var input = full(size * 2, group.Rank + 1.0, dtype: float32);
+        var input = Full(size * 2, group.Rank + 1.0, dtype: float32);
         using (group.ReduceScatter(input.narrow(0, group.Rank * 2, 2), input, ReduceOp.Sum)) { }
         AssertValues([.. Enumerable.Range(0, size * 2).Select(i => i / 2 == group.Rank ? size * (size + 1) / 2.0 : group.Rank + 1.0)], input);
     });
@@ -145,8 +150,8 @@ public abstract class ProcessGroupContract
         long[] inputSplits = [.. Enumerable.Range(0, size).Select(target => Rows(group.Rank, target))];
         long[] outputSplits = [.. Enumerable.Range(0, size).Select(source => Rows(source, group.Rank))];
         var sent = Enumerable.Range(0, size).SelectMany(target => Enumerable.Repeat(10.0 * group.Rank + target, (int)Rows(group.Rank, target) * 2));
-        var input = torch.tensor(sent.ToArray()).to_type(dtype).view(inputSplits.Sum(), 2);
-        var output = zeros(outputSplits.Sum(), 2, dtype: dtype);
+        var input = Values(sent.ToArray()).to_type(dtype).view(inputSplits.Sum(), 2);
+        var output = Zeros(outputSplits.Sum(), 2, dtype: dtype);
         using (group.AllToAll(output, input, outputSplits, inputSplits)) { }
         AssertValues([.. Enumerable.Range(0, size).SelectMany(source => Enumerable.Repeat(10.0 * source + group.Rank, (int)Rows(source, group.Rank) * 2))], output);
     });
@@ -166,9 +171,9 @@ public abstract class ProcessGroupContract
     public void SendReceive_RingOfSeveralMessages_KeepsOrder(int size) => Run(size, group =>
     {
         var (next, previous) = ((group.Rank + 1) % size, (group.Rank + size - 1) % size);
-        var received = Enumerable.Range(0, 3).Select(_ => zeros(8, dtype: float32)).ToArray();
+        var received = Enumerable.Range(0, 3).Select(_ => Zeros(8, dtype: float32)).ToArray();
         var works = new List<CollectiveWork>();
-        for (var i = 0; i < 3; i++) works.Add(group.Send(full(8, 100.0 * group.Rank + i, dtype: float32), next));
+        for (var i = 0; i < 3; i++) works.Add(group.Send(Full(8, 100.0 * group.Rank + i, dtype: float32), next));
         for (var i = 0; i < 3; i++) works.Add(group.Receive(received[i], previous));
         foreach (var work in works) work.Dispose();
         for (var i = 0; i < 3; i++) AssertValues([.. Enumerable.Repeat(100.0 * previous + i, 8)], received[i]);
@@ -177,10 +182,10 @@ public abstract class ProcessGroupContract
     [Theory, MemberData(nameof(SizesWithPeers))]
     public void Collectives_StartedTogether_CompleteInAnyOrderOfWaits(int size) => Run(size, group =>
     {
-        var first = full(3, 1.0, dtype: float32);
-        var second = full(5, 2.0, dtype: float32);
-        var gathered = zeros(size, dtype: int64);
-        var works = new[] { group.AllReduce(first, ReduceOp.Sum), group.AllReduce(second, ReduceOp.Sum), group.AllGather(gathered, full(1, (long)group.Rank, dtype: int64)) };
+        var first = Full(3, 1.0, dtype: float32);
+        var second = Full(5, 2.0, dtype: float32);
+        var gathered = Zeros(size, dtype: int64);
+        var works = new[] { group.AllReduce(first, ReduceOp.Sum), group.AllReduce(second, ReduceOp.Sum), group.AllGather(gathered, Full(1, (long)group.Rank, dtype: int64)) };
         foreach (var work in group.Rank % 2 == 0 ? works : works.Reverse()) work.Wait();
         foreach (var work in works) work.Dispose();
         AssertValues([.. Enumerable.Repeat((double)size, 3)], first);
@@ -195,7 +200,7 @@ public abstract class ProcessGroupContract
         Run(size, group =>
         {
             if (group.Rank == size - 1) Assert.True(hasStarted.Wait(Patience)); // the others' calls have returned without this rank
-            var tensor = full(1_000, group.Rank + 1.0, dtype: float32);
+            var tensor = Full(1_000, group.Rank + 1.0, dtype: float32);
             using var work = group.AllReduce(tensor, ReduceOp.Sum);
             if (group.Rank < size - 1)
             {
@@ -212,8 +217,8 @@ public abstract class ProcessGroupContract
     [Theory, MemberData(nameof(SizesWithPeers))]
     public void Start_OnResultOfTheCallBefore_NeedsNoWaitBetween(int size) => Run(size, group =>
     {
-        var whole = full(4 * size, group.Rank + 1.0, dtype: float32);
-        var own = zeros(4, dtype: float32);
+        var whole = Full(4 * size, group.Rank + 1.0, dtype: float32);
+        var own = Zeros(4, dtype: float32);
         var works = new[]
         {
             group.AllReduce(whole, ReduceOp.Sum), group.ReduceScatter(own, whole, ReduceOp.Sum), group.AllReduce(own, ReduceOp.Max), group.AllGather(whole, own),
@@ -225,9 +230,9 @@ public abstract class ProcessGroupContract
     [Theory, MemberData(nameof(SizesWithPeers))]
     public void Start_CallerFreesItsTensors_ResultIsRight(int size) => Run(size, group =>
     {
-        var output = zeros(size * 1_000, dtype: float32);
+        var output = Zeros(size * 1_000, dtype: float32);
         CollectiveWork work;
-        using (var input = full(1_000, group.Rank + 1.0, dtype: float32))
+        using (var input = Full(1_000, group.Rank + 1.0, dtype: float32))
         using (var view = output.view(size, 1_000)) work = group.AllGather(view, input);
         work.Dispose();
         AssertValues([.. Enumerable.Range(0, size * 1_000).Select(i => i / 1_000 + 1.0)], output);
@@ -238,10 +243,10 @@ public abstract class ProcessGroupContract
     {
         const long Count = 1 << 20; // 4 MiB: more than any buffer on the way
         var (next, previous) = ((group.Rank + 1) % size, (group.Rank + size - 1) % size);
-        var (fromPrevious, fromNext) = (zeros(Count, dtype: float32), zeros(Count, dtype: float32));
+        var (fromPrevious, fromNext) = (Zeros(Count, dtype: float32), Zeros(Count, dtype: float32));
         var works = new List<CollectiveWork>
         {
-            group.Send(full(Count, group.Rank + 1.0, dtype: float32), next), group.Send(full(Count, group.Rank + 11.0, dtype: float32), previous),
+            group.Send(Full(Count, group.Rank + 1.0, dtype: float32), next), group.Send(Full(Count, group.Rank + 11.0, dtype: float32), previous),
         };
         // With two ranks both messages come from the same peer, in its order.
         works.Add(group.Receive(size == 2 ? fromPrevious : fromNext, next));
@@ -254,13 +259,13 @@ public abstract class ProcessGroupContract
     [Theory, MemberData(nameof(SizesWithPeers))]
     public void Send_NotReceivedYet_HoldsUpNoCollective(int size) => Run(size, group =>
     {
-        var message = full(1 << 20, 5.0, dtype: float32);
+        var message = Full(1 << 20, 5.0, dtype: float32);
         var sent = group.Rank == 0 ? group.Send(message, size - 1) : CollectiveWork.Completed;
-        var sum = ones(8, dtype: float32);
+        var sum = Ones(8, dtype: float32);
         using (group.AllReduce(sum, ReduceOp.Sum)) { }
         if (group.Rank == size - 1)
         {
-            var received = zeros(1 << 20, dtype: float32);
+            var received = Zeros(1 << 20, dtype: float32);
             using (group.Receive(received, 0)) { }
             Assert.Equal(5f, received.min().item<float>());
         }
@@ -300,14 +305,16 @@ public abstract class ProcessGroupContract
         aborter.Start();
         RankThreads.Run(size, rank =>
         {
+            device = DeviceOf(rank);
             if (rank == size - 1) return; // never comes: the others hang until the abort
             using var scope = NewDisposeScope();
-            var work = world.Groups[rank].AllReduce(ones(4), ReduceOp.Sum);
+            var tensor = Ones(4);
+            var work = world.Groups[rank].AllReduce(tensor, ReduceOp.Sum);
             waiting.Signal();
-            var fault = Assert.Throws<RankFaultException>(work.Wait);
+            var fault = Assert.Throws<RankFaultException>(() => Finish(world.Groups[rank], work, tensor));
             releasedAfter[rank] = Stopwatch.GetElapsedTime(Volatile.Read(ref aborted));
             Assert.Contains("the test says so", fault.Message);
-            Assert.Throws<RankFaultException>(() => world.Groups[rank].AllReduce(ones(4), ReduceOp.Sum).Wait());
+            Assert.Throws<RankFaultException>(() => AllReduceToTheEnd(world.Groups[rank]));
         });
         aborter.Join();
         Assert.All(releasedAfter, time => Assert.True(time < TimeSpan.FromSeconds(1), $"released after {time}"));
@@ -319,9 +326,10 @@ public abstract class ProcessGroupContract
         using var world = CreateWorld(size, TimeSpan.FromMilliseconds(200));
         RankThreads.Run(size, rank =>
         {
+            device = DeviceOf(rank);
             if (rank == size - 1) return;
             using var scope = NewDisposeScope();
-            var fault = Assert.Throws<RankFaultException>(() => world.Groups[rank].AllReduce(ones(4), ReduceOp.Sum).Wait());
+            var fault = Assert.Throws<RankFaultException>(() => AllReduceToTheEnd(world.Groups[rank]));
             Assert.Equal(size - 1, fault.CulpritRank);
         });
     }
@@ -332,13 +340,14 @@ public abstract class ProcessGroupContract
         using var world = CreateWorld(size, Patience);
         RankThreads.Run(size, rank =>
         {
+            device = DeviceOf(rank);
             if (rank == size - 1)
             {
                 world.Groups[rank].Dispose();
                 return;
             }
             using var scope = NewDisposeScope();
-            var fault = Assert.Throws<RankFaultException>(() => world.Groups[rank].AllReduce(ones(4), ReduceOp.Sum).Wait());
+            var fault = Assert.Throws<RankFaultException>(() => AllReduceToTheEnd(world.Groups[rank]));
             Assert.Equal(size - 1, fault.CulpritRank);
         });
     }
@@ -347,10 +356,10 @@ public abstract class ProcessGroupContract
     public void Volume_OneOfEach_EqualsFormulas() => Run(4, group =>
     {
         group.Volume.Reset();
-        using (group.AllReduce(ones(8), ReduceOp.Sum)) { }
-        using (group.AllGather(zeros(8), ones(2))) { }
-        using (group.ReduceScatter(zeros(2), ones(8), ReduceOp.Sum)) { }
-        using (group.AllToAll(zeros(4, 3), ones(4, 3), [1, 1, 1, 1], [1, 1, 1, 1])) { }
+        using (group.AllReduce(Ones(8), ReduceOp.Sum)) { }
+        using (group.AllGather(Zeros(8), Ones(2))) { }
+        using (group.ReduceScatter(Zeros(2), Ones(8), ReduceOp.Sum)) { }
+        using (group.AllToAll(Zeros(4, 3), Ones(4, 3), [1, 1, 1, 1], [1, 1, 1, 1])) { }
         Assert.Equal(2 * 3 * 32 / 4, group.Volume.BytesByOperation["all_reduce"]);
         Assert.Equal(3 * 8, group.Volume.BytesByOperation["all_gather"]);
         Assert.Equal(3 * 8, group.Volume.BytesByOperation["reduce_scatter"]);
@@ -363,6 +372,7 @@ public abstract class ProcessGroupContract
         using var world = CreateWorld(size, Patience);
         RankThreads.Run(size, rank =>
         {
+            device = DeviceOf(rank);
             using var leaks = LeakCheck.Start();
             using var scope = NewDisposeScope();
             body(world.Groups[rank]);
@@ -371,7 +381,7 @@ public abstract class ProcessGroupContract
 
     private static double RampValue(int i, int rank) => i + 1 + 2 * rank;
 
-    private static Tensor Ramp(int count, int rank) => torch.tensor([.. Enumerable.Range(0, count).Select(i => RampValue(i, rank))]);
+    private static Tensor Ramp(int count, int rank) => Values([.. Enumerable.Range(0, count).Select(i => RampValue(i, rank))]);
 
     /// <summary>Values of both signs over eight binades, already rounded to <paramref name="dtype"/>.</summary>
     private static double[] RandomInput(int rank, int count, ScalarType dtype)
@@ -382,9 +392,38 @@ public abstract class ProcessGroupContract
         return Read(torch.tensor(values).to_type(dtype));
     }
 
+    /// <summary>Waits and reads the result on the host, as every rank does before it trusts a step.</summary>
+    private static void Finish(ProcessGroup group, CollectiveWork work, Tensor result)
+    {
+        work.Wait();
+        Read(result);
+        group.ThrowIfFaulted();
+    }
+
+    private static void AllReduceToTheEnd(ProcessGroup group)
+    {
+        var tensor = Ones(4);
+        Finish(group, group.AllReduce(tensor, ReduceOp.Sum), tensor);
+    }
+
+    private static Device OwnDevice => device ?? CPU;
+
+    private static Tensor Values(double[] values) => torch.tensor(values, device: OwnDevice);
+
+    private static Tensor Zeros(long rows, ScalarType? dtype = null) => zeros(rows, dtype: dtype, device: OwnDevice);
+
+    private static Tensor Zeros(long rows, long columns, ScalarType? dtype = null) => zeros(rows, columns, dtype: dtype, device: OwnDevice);
+
+    private static Tensor Ones(long rows, ScalarType? dtype = null) => ones(rows, dtype: dtype, device: OwnDevice);
+
+    private static Tensor Ones(long rows, long columns, ScalarType? dtype = null) => ones(rows, columns, dtype: dtype, device: OwnDevice);
+
+    private static Tensor Full(long rows, double value, ScalarType? dtype = null) => full(rows, value, dtype: dtype, device: OwnDevice);
+
     private static double[] Read(Tensor tensor)
     {
-        using var wide = tensor.to_type(ScalarType.Float64);
+        using var onHost = tensor.cpu();
+        using var wide = onHost.to_type(ScalarType.Float64);
         using var flat = wide.reshape(-1);
         return flat.data<double>().ToArray();
     }
