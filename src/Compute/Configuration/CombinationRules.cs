@@ -88,6 +88,10 @@ internal static class CombinationRules
             Add(errors, "--overlap_param_gather = true needs the distributed optimizer; use --use_distributed_optimizer true.");
         if (config.OverlapParamGather && !config.OverlapGradReduce)
             Add(errors, "--overlap_param_gather = true needs the overlapped reduction; use --overlap_grad_reduce true.");
+        if (config.OverlapGradReduce && config.LogicalDataShards is { } shards)
+            Add(errors, Text($"--overlap_grad_reduce = true does not go with --logical_data_shards = {shards}, whose sums begin after the backward; leave one out."));
+        if (config.GradReduceInBf16 && config.LogicalDataShards is not null)
+            Add(errors, "--grad_reduce_in_bf16 = true does not go with --logical_data_shards, which keeps every bit; leave one out.");
         if (config.TpCommOverlap && !config.SequenceParallel)
             Add(errors, "--tp_comm_overlap = true needs sequence parallelism; use --sequence_parallel true.");
         if (config.SequenceParallel && config.TensorModelParallelSize == 1)

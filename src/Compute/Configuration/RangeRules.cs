@@ -41,7 +41,7 @@ internal static class RangeRules
         AtLeast("expert_model_parallel_size", 1), AtLeast("expert_tensor_parallel_size", 1), AtLeast("sequence_parallel_size", 1),
         AtLeast("decoder_first_pipeline_num_layers", 1), AtLeast("decoder_last_pipeline_num_layers", 1),
         AtLeast("virtual_pipeline_model_parallel_size", 1), AtLeast("num_layers_per_virtual_pipeline_stage", 1),
-        AtLeast("distributed_timeout_minutes", 1), AtLeast("ddp_timeout", 1), AtLeast("logical_data_shards", 1),
+        AtLeast("distributed_timeout_minutes", 1), AtLeast("ddp_timeout", 1), AtLeast("logical_data_shards", 1), AtLeast("ddp_bucket_size", 1),
         AtLeast("peer_snapshot_interval", 0),
         AtLeast("tensorboard_log_interval", 1), AtLeast("tensorboard_queue_size", 1), new("logging_level", 0, 50),
         AtLeast("eval_iters", -1), AtLeast("eval_interval", 1),

@@ -9,8 +9,7 @@ public sealed partial record TrainingConfig
         Distributed, Choices = "nccl|gloo", Effect = OptionEffect.SpeedOnly)]
     public string DistributedBackend { get; init; } = "nccl";
 
-    [Option("use_distributed_optimizer", "Shard fp32 masters and moments over the data-parallel ranks (ZeRO-1).", Distributed,
-        Effect = OptionEffect.SpeedOnly)]
+    [Option("use_distributed_optimizer", "Shard fp32 masters and moments over the data-parallel ranks (ZeRO-1).", Distributed)]
     public bool UseDistributedOptimizer { get; init; } = true;
 
     [Option("tensor_model_parallel_size", "Ranks that share each layer's matrices.", Distributed)]
@@ -46,11 +45,18 @@ public sealed partial record TrainingConfig
     [Option("tp_comm_overlap", "Overlap tensor-parallel communication with products.", Distributed, Effect = OptionEffect.SpeedOnly)]
     public bool TpCommOverlap { get; init; }
 
-    [Option("overlap_grad_reduce", "Reduce gradients while backward runs.", Distributed, Effect = OptionEffect.SpeedOnly)]
+    [Option("overlap_grad_reduce", "Reduce a bucket's gradients while backward runs.", Distributed)]
     public bool OverlapGradReduce { get; init; }
 
-    [Option("overlap_param_gather", "Gather weights while forward runs.", Distributed, Effect = OptionEffect.SpeedOnly)]
+    [Option("overlap_param_gather", "Gather a bucket's new weights while forward runs.", Distributed)]
     public bool OverlapParamGather { get; init; }
+
+    [Option("ddp_bucket_size", "Elements of a bucket: the parameters whose gradients are reduced, and whose weights are gathered, together.",
+        Distributed)]
+    public int DdpBucketSize { get; init; } = 40_000_000;
+
+    [Option("grad_reduce_in_bf16", "Send gradients between data-parallel ranks in bf16 instead of fp32: half the volume, rounded sums.", Distributed)]
+    public bool GradReduceInBf16 { get; init; }
 
     [Option("distributed_timeout_minutes", "Time limit of a collective, in minutes.", Distributed, Effect = OptionEffect.SpeedOnly)]
     public int DistributedTimeoutMinutes { get; init; } = 300_000;

@@ -20,6 +20,9 @@ public sealed class GradientSlot
     /// </summary>
     public Tensor Tensor { get; internal set; }
 
+    /// <summary>Called when a micro-batch's backward has added all that it adds here; null when nobody wants to know.</summary>
+    public Action? Completed { get; set; }
+
     /// <summary>A slot; the buffer makes its own, others are for a gradient that stands alone.</summary>
     public GradientSlot(long offset, long[] shape, Tensor tensor)
     {

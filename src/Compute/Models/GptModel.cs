@@ -109,9 +109,16 @@ public sealed class GptModel : IDisposable
     /// <summary>Adds the micro-batch's weight gradients to the main gradients and empties <paramref name="saved"/>.</summary>
     public void BackwardWeight(Saved saved)
     {
-        finalNorm?.BackwardWeight(saved.Child(FinalNorm));
+        if (head is not null && !ReferenceEquals(head.Weight, embedding?.Weight)) head.Weight.CompleteGradient(); // added to in the forward
+        if (finalNorm is not null)
+        {
+            finalNorm.BackwardWeight(saved.Child(FinalNorm));
+            foreach (var parameter in finalNorm.Parameters) parameter.CompleteGradient();
+        }
         layers.BackwardWeight(saved.Child(Layers));
-        embedding?.BackwardWeight(saved.Child(Embedding));
+        if (embedding is null) return;
+        embedding.BackwardWeight(saved.Child(Embedding));
+        embedding.Weight.CompleteGradient();
     }
 
     /// <summary>Logits of every position, for verification and inference; keeps nothing. On a stage without the head, its output.</summary>

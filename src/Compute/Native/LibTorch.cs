@@ -10,13 +10,19 @@ namespace Megatron.Compute.Native;
 /// <summary>
 /// The native libraries of this process. Every program and test calls <see cref="Load"/> before its first tensor.
 /// </summary>
-public static class LibTorch
+public static partial class LibTorch
 {
     private const string Cpu = "libtorch_cpu.so";
     private const string Cuda = "libtorch_cuda.so";
 
     /// <summary>Versions (major.minor) whose C++ interface the TorchSharp shim of this build was tried with.</summary>
     public static IReadOnlyList<Version> TestedVersions { get; } = [new(2, 10), new(2, 11)];
+
+    /// <summary>
+    /// Turns of the loop in which an OpenMP thread waits before it sleeps. The default of 300,000 holds a core for milliseconds at the end of each
+    /// parallel product; when another process or rank needs that core, a step takes 10 to 30 times as long. 2,000 turns are some microseconds.
+    /// </summary>
+    private const string OpenMpSpinCount = "2000";
 
     private static readonly Lock gate = new();
     private static LoadedLibTorch? loaded;
@@ -57,6 +63,7 @@ public static class LibTorch
         var places = NativeSearch.Default();
         var folder = NativeSearch.FindLibTorch(options.Folder, places);
         var libraries = LibrariesIn(folder);
+        SetUnlessGiven("GOMP_SPINCOUNT", OpenMpSpinCount); // read once, when libgomp is loaded
         var handles = libraries.ToDictionary(name => name, name => LoadLibrary(Path.Combine(folder, name)));
         var version = StableAbi.ReadVersion(handles[Cpu], folder);
         RequireTestedVersion(version, folder, options.AllowUntestedVersion);
@@ -93,6 +100,15 @@ public static class LibTorch
             if (File.Exists(Path.Combine(folder, name))) names.Add(name);
         }
     }
+
+    /// <summary>
+    /// Sets a variable of the C library's environment, which native libraries read; what the user has set stays. .NET's own copy of the environment
+    /// does not reach them.
+    /// </summary>
+    private static void SetUnlessGiven(string name, string value) => SetEnv(name, value, overwrite: 0);
+
+    [LibraryImport("libc", EntryPoint = "setenv", StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int SetEnv(string name, string value, int overwrite);
 
     private static nint LoadLibrary(string path)
     {

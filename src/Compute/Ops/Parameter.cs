@@ -28,12 +28,28 @@ public sealed record TensorBlock(string Name, long[] GlobalShape, long[] Offset,
 /// </summary>
 public sealed class Parameter : IDisposable
 {
+    private Tensor data;
+    private CollectiveWork? arriving;
+
     /// <summary>Name of this rank's tensor, unique in the model (for fused weights not a Hugging Face name).</summary>
     public string Name { get; }
 
-    /// <summary>Local data in the model dtype; detached from every dispose scope. Its storage is moved into a flat buffer by
-    /// <see cref="Rebind"/> when training is set up.</summary>
-    public Tensor Data { get; private set; }
+    /// <summary>
+    /// Local data in the model dtype; detached from every dispose scope. Its storage is moved into a flat buffer by <see cref="Rebind"/> when
+    /// training is set up. The first read after <see cref="ReadAfter"/> waits for that operation.
+    /// </summary>
+    /// <exception cref="RankFaultException">The operation that brings the data failed.</exception>
+    public Tensor Data
+    {
+        get
+        {
+            if (arriving is null) return data;
+            var work = arriving;
+            arriving = null;
+            work.Wait();
+            return data;
+        }
+    }
 
     /// <summary>Where the data lies in Hugging Face tensors; covers the whole parameter, without gaps, in ascending FlatOffset.</summary>
     public IReadOnlyList<TensorBlock> Blocks { get; }
@@ -48,14 +64,14 @@ public sealed class Parameter : IDisposable
     public Tensor MainGrad => GradientSlot?.Tensor ?? throw new InvalidOperationException($"{Name} has no gradient buffer.");
 
     /// <summary>Elements of this rank's tensor.</summary>
-    public long NumElements => Data.numel();
+    public long NumElements => data.numel();
 
     /// <summary>Shape of this rank's tensor.</summary>
-    public long[] Shape => Data.shape;
+    public long[] Shape => data.shape;
 
     public Parameter(string name, Tensor data, IReadOnlyList<TensorBlock> blocks, ParameterTraits traits)
     {
-        (Name, Data, Blocks, Traits) = (name, data.DetachFromDisposeScope(), blocks, traits);
+        (Name, this.data, Blocks, Traits) = (name, data.DetachFromDisposeScope(), blocks, traits);
         if (blocks.Sum(block => block.NumElements) != data.numel())
             throw new InvalidOperationException($"The blocks of {name} hold {blocks.Sum(b => b.NumElements)} elements, the tensor {data.numel()}.");
     }
@@ -64,12 +80,21 @@ public sealed class Parameter : IDisposable
     public void Rebind(Tensor view)
     {
         view.copy_(Data);
-        Data.Dispose();
-        Data = view.DetachFromDisposeScope();
+        data.Dispose();
+        data = view.DetachFromDisposeScope();
     }
 
+    /// <summary>The data are being brought by <paramref name="work"/>, which may serve several parameters: readers wait for it.</summary>
+    public void ReadAfter(CollectiveWork work) => arriving = work;
+
+    /// <summary>
+    /// The backward of one micro-batch has added all that it adds to the main gradient. Called once for each micro-batch by the layer that
+    /// owns the parameter, at the end of its BackwardWeight; starts the overlapped reduction after the last one.
+    /// </summary>
+    public void CompleteGradient() => GradientSlot?.Completed?.Invoke();
+
     /// <inheritdoc/>
-    public void Dispose() => Data.Dispose();
+    public void Dispose() => data.Dispose();
 }
 
 /// <summary>How a parameter takes part in decay, norms and reductions.</summary>

@@ -28,15 +28,14 @@ public static class GradientNorm
     public static IReadOnlyList<FlatRange> CountedRanges(FlatLayout layout, ParallelState parallel, bool isSharded)
     {
         var result = new List<FlatRange>();
-        foreach (var section in layout.Sections)
+        foreach (var bucket in layout.Buckets)
         {
-            if (!isSharded && section.Replicas.Rank != 0) continue;
-            var owned = isSharded ? section.ShardOf(section.Replicas.Rank) : section.Range;
-            foreach (var entry in layout.Entries)
-            {
-                if (entry.Parameter.Traits.IsExpert != section.IsExpert || !IsCounted(entry.Parameter.Traits, parallel)) continue;
-                Merge(result, entry.Range.Intersect(owned));
-            }
+            if (!isSharded && bucket.Replicas.Rank != 0) continue;
+            var owned = bucket.OwnedRange(isSharded);
+            var ofBucket = new List<FlatRange>(); // joined inside a bucket only: how long the gap behind it is depends on the replicas
+            foreach (var entry in bucket.Entries)
+                if (IsCounted(entry.Parameter.Traits, parallel)) Merge(ofBucket, entry.Range.Intersect(owned));
+            result.AddRange(ofBucket);
         }
         return result;
     }

@@ -29,6 +29,8 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     private readonly List<OwnedRange> owned = [];
     private readonly IReadOnlyList<FlatRange> countedRanges;
     private readonly List<OptimizerStateRange> state = [];
+    private readonly GradientReducer reducer;
+    private readonly List<CollectiveWork> gathers = [];
 
     /// <summary>State of every parameter of which this rank owns a part, in buffer order.</summary>
     public IReadOnlyList<OptimizerStateRange> State => state;
@@ -59,56 +61,37 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             throw new InvalidOperationException($"The gradient buffer has {gradients.NumElements} elements, the layout {layout.NumElements}.");
         weights = PackWeights(layout);
         countedRanges = GradientNorm.CountedRanges(layout, parallel, options.UseDistributedOptimizer && !options.OrderedReduction);
+        reducer = new GradientReducer(layout, gradients, parallel, options);
         using var scope = NewDisposeScope();
-        foreach (var section in layout.Sections) owned.Add(Own(section));
-        foreach (var entry in layout.Entries) AddState(entry);
-    }
-
-    /// <summary>
-    /// Completes each accumulator inside the model replica: sums over the TP group the gradients of parameters that saw sequence-sharded
-    /// activations, over the embedding group those of tied weights. Then adds the accumulators, then sums over the data-parallel
-    /// replicas: a reduce-scatter into this rank's shard when the optimizer is sharded, else an all-reduce. Nobody divides (DESIGN D8).
-    /// </summary>
-    public void ReduceGradients()
-    {
-        using var scope = NewDisposeScope();
-        for (var shard = 0; shard < gradients.NumLogicalShards; shard++)
+        foreach (var bucket in layout.Buckets)
         {
-            gradients.SelectShard(shard);
-            ReduceInsideReplica();
-        }
-        gradients.ReduceShards();
-        foreach (var part in owned)
-        {
-            var replicas = part.Section.Replicas;
-            if (replicas.Size == 1) continue;
-            var whole = Slice(gradients.Flat, part.Section.Range);
-            if (options.OrderedReduction) TreeReduction.AllReduce(whole, part.Section.IsExpert ? replicas : parallel.DataParallel);
-            else if (options.UseDistributedOptimizer) replicas.ReduceScatter(Slice(gradients.Flat, part.Range), whole, ReduceOp.Sum).Wait();
-            else replicas.AllReduce(whole, ReduceOp.Sum).Wait();
+            owned.Add(Own(bucket));
+            foreach (var entry in bucket.Entries) AddState(entry, owned[^1]);
         }
     }
 
     /// <summary>
-    /// After <see cref="ReduceGradients"/>: brings the other replicas' shards into this rank's main gradients, so that they are whole. For
-    /// verification; a step does not need it.
+    /// Called before the first forward of a step; after it, each micro-batch's backward completes every parameter's gradient once
+    /// (<see cref="Ops.Parameter.CompleteGradient"/>) and with the last one a bucket's reduction may start.
     /// </summary>
-    public void GatherGradients()
-    {
-        if (!options.UseDistributedOptimizer || options.OrderedReduction) return;
-        using var scope = NewDisposeScope();
-        foreach (var part in owned)
-            if (part.Section.Replicas.Size > 1)
-                part.Section.Replicas.AllGather(Slice(gradients.Flat, part.Section.Range), Slice(gradients.Flat, part.Range)).Wait();
-    }
+    public void BeginAccumulation(int numMicroBatches) => reducer.Begin(numMicroBatches);
+
+    /// <summary>Sums the gradients over the replicas and inside the replica: see <see cref="GradientReducer"/>.</summary>
+    public void ReduceGradients() => reducer.Finish();
+
+    /// <summary>After <see cref="ReduceGradients"/>: makes a sharded optimizer's main gradients whole. For verification; a step does not need it.</summary>
+    public void GatherGradients() => reducer.Gather();
 
     /// <summary>
     /// Norm, clip, update, write-back. The norm's square is summed over the world group; with a sharded optimizer the new weights are
-    /// all-gathered over the replicas. A gradient that is not finite changes nothing but the counters and the loss scale.
+    /// all-gathered over the replicas, each bucket as soon as it is updated: (d − 1)/d of the weights' bytes sent by each of d replicas. With
+    /// <see cref="OptimizerOptions.OverlapParamGather"/> that goes on after the call and a parameter's data wait for it. A gradient that is
+    /// not finite changes nothing but the counters and the loss scale.
     /// </summary>
     /// <param name="learningRate"><see cref="LearningRateSchedule.At"/> of this iteration.</param>
     public OptimizerStepResult Step(double learningRate)
     {
+        AwaitWeights();
         var scale = LossScale;
         var norm = ComputeGradNorm() / scale;
         var isFinite = double.IsFinite(norm);
@@ -123,27 +106,33 @@ public sealed class MixedPrecisionOptimizer : IDisposable
         StepCount++;
         foreach (var part in owned)
         {
-            var decayed = part.Range.Intersect(part.Section.Decayed);
+            var decayed = part.Range.Intersect(part.Bucket.Decayed);
             var rest = part.Range with { Begin = part.Range.Begin + decayed.Length };
             Update(part, decayed, learningRate, options.WeightDecay, clipFactor / scale);
             Update(part, rest, learningRate, 0, clipFactor / scale);
+            StartGather(part);
         }
-        GatherWeights();
+        if (!options.OverlapParamGather) AwaitWeights();
         return new OptimizerStepResult(norm, clipFactor, IsSkipped: false, scale);
     }
 
     /// <summary>Writes the masters into the model and gathers the other replicas' parts: called after a checkpoint was read into <see cref="State"/>.</summary>
     public void CopyMastersToModel()
     {
-        using (NewDisposeScope())
-            foreach (var part in owned)
-                if (part.Master is not null) Slice(weights, part.Range).copy_(part.Master);
-        GatherWeights();
+        AwaitWeights();
+        using var scope = NewDisposeScope();
+        foreach (var part in owned)
+        {
+            if (part.Master is not null) Slice(weights, part.Range).copy_(part.Master);
+            StartGather(part);
+        }
+        AwaitWeights();
     }
 
     /// <summary>Sets the masters from the model's weights: called after weights alone were loaded into an existing optimizer.</summary>
     public void CopyModelToMasters()
     {
+        AwaitWeights();
         using var scope = NewDisposeScope();
         foreach (var part in owned) part.Master?.copy_(Slice(weights, part.Range));
     }
@@ -151,6 +140,15 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
+        reducer.Dispose();
+        try
+        {
+            AwaitWeights();
+        }
+        catch (RankFaultException)
+        {
+            // The attempt has ended by a fault that its caller knows; the weights go with it.
+        }
         foreach (var range in state)
         {
             range.Master.Dispose();
@@ -166,19 +164,12 @@ public sealed class MixedPrecisionOptimizer : IDisposable
         weights.Dispose(); // the parameters' views keep the storage alive as long as the model lives
     }
 
-    private void ReduceInsideReplica()
-    {
-        foreach (var entry in layout.Entries)
-        {
-            var (parameter, traits) = (entry.Parameter, entry.Parameter.Traits);
-            if (traits.IsSequenceParallel) parallel.TensorParallel.AllReduce(parameter.MainGrad, ReduceOp.Sum).Wait();
-            if (traits.IsTied) parallel.Embedding.AllReduce(parameter.MainGrad, ReduceOp.Sum).Wait();
-            if (options.OrderedReduction && !traits.IsExpert) parallel.ContextParallel.AllReduce(parameter.MainGrad, ReduceOp.Sum).Wait();
-        }
-    }
-
     /// <summary>Global L2 norm of the weights in the model dtype, summed over the world group; every rank calls it.</summary>
-    public double ComputeParamsNorm() => WorldNorm(weights);
+    public double ComputeParamsNorm()
+    {
+        AwaitWeights();
+        return WorldNorm(weights);
+    }
 
     private double ComputeGradNorm() => WorldNorm(gradients.Flat);
 
@@ -216,30 +207,47 @@ public sealed class MixedPrecisionOptimizer : IDisposable
         }
     }
 
-    private void GatherWeights()
+    private void StartGather(OwnedRange part)
     {
-        if (!options.UseDistributedOptimizer) return;
+        if (!options.UseDistributedOptimizer || part.Bucket.Replicas.Size == 1) return;
         using var scope = NewDisposeScope();
-        foreach (var part in owned)
-        {
-            if (part.Section.Replicas.Size == 1) continue;
-            part.Section.Replicas.AllGather(Slice(weights, part.Section.Range), Slice(weights, part.Range)).Wait();
-        }
+        var work = part.Bucket.Replicas.AllGather(Slice(weights, part.Bucket.Range), Slice(weights, part.Range));
+        gathers.Add(work);
+        if (!options.OverlapParamGather) return;
+        foreach (var entry in part.Bucket.Entries) entry.Parameter.ReadAfter(work);
     }
 
-    private OwnedRange Own(FlatSection section)
+    /// <summary>Waits for the gathers that are under way; the first fault is thrown when all have ended.</summary>
+    private void AwaitWeights()
     {
-        var range = options.UseDistributedOptimizer ? section.ShardOf(section.Replicas.Rank) : section.Range;
+        RankFaultException? fault = null;
+        foreach (var work in gathers)
+        {
+            try
+            {
+                work.Wait();
+            }
+            catch (RankFaultException problem)
+            {
+                fault ??= problem;
+            }
+        }
+        gathers.Clear();
+        if (fault is not null) throw fault;
+    }
+
+    private OwnedRange Own(FlatBucket bucket)
+    {
+        var range = bucket.OwnedRange(options.UseDistributedOptimizer);
         var device = weights.device;
         var master = weights.dtype == ScalarType.Float32 ? null : Keep(Slice(weights, range).to_type(ScalarType.Float32));
         var expAvg = Keep(zeros(range.Length, dtype: float32, device: device));
         var expAvgSq = options.Kind == OptimizerKind.Adam ? Keep(zeros(range.Length, dtype: float32, device: device)) : null;
-        return new OwnedRange(section, range, master, expAvg, expAvgSq);
+        return new OwnedRange(bucket, range, master, expAvg, expAvgSq);
     }
 
-    private void AddState(FlatEntry entry)
+    private void AddState(FlatEntry entry, OwnedRange part)
     {
-        var part = owned.Single(candidate => candidate.Section.IsExpert == entry.Parameter.Traits.IsExpert);
         var range = entry.Range.Intersect(part.Range);
         if (range.Length == 0) return;
         var inParameter = new FlatRange(range.Begin - entry.Range.Begin, range.End - entry.Range.Begin);
@@ -267,8 +275,8 @@ public sealed class MixedPrecisionOptimizer : IDisposable
 
     private static Tensor Keep(Tensor tensor) => tensor.DetachFromDisposeScope();
 
-    /// <summary>The part of a section that this rank updates. Master is null for an fp32 model: the weights are the master.</summary>
-    private sealed record OwnedRange(FlatSection Section, FlatRange Range, Tensor? Master, Tensor ExpAvg, Tensor? ExpAvgSq)
+    /// <summary>The part of a bucket that this rank updates. Master is null for an fp32 model: the weights are the master.</summary>
+    private sealed record OwnedRange(FlatBucket Bucket, FlatRange Range, Tensor? Master, Tensor ExpAvg, Tensor? ExpAvgSq)
     {
         public Tensor Slice(Tensor own, FlatRange range) => own.narrow(0, range.Begin - Range.Begin, range.Length);
     }

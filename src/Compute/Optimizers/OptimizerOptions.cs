@@ -1,3 +1,5 @@
+using static TorchSharp.torch;
+
 namespace Megatron.Compute.Optimizers;
 
 /// <summary>Update rules.</summary>
@@ -43,6 +45,15 @@ public sealed record OptimizerOptions
     /// replicas. Costs an all-to-all and an all-gather of the gradients in place of one reduction.
     /// </summary>
     public bool OrderedReduction { get; init; }
+
+    /// <summary><c>--overlap_grad_reduce</c>: a bucket's reduction starts inside the backward. Without effect on <see cref="OrderedReduction"/>.</summary>
+    public bool OverlapGradReduce { get; init; }
+
+    /// <summary><c>--overlap_param_gather</c>: new weights are gathered bucket by bucket and waited for where they are first read.</summary>
+    public bool OverlapParamGather { get; init; }
+
+    /// <summary><c>--grad_reduce_in_bf16</c>: the dtype in which gradients travel between replicas; null is fp32.</summary>
+    public ScalarType? ReduceIn16Bits { get; init; }
 }
 
 /// <summary>What one optimizer step did.</summary>

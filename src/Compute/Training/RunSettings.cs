@@ -53,6 +53,7 @@ public static class RunSettings
     {
         PerTokenLoss = config.CalculatePerTokenLoss,
         NumLogicalShards = config.LogicalDataShards ?? 1,
+        BucketElements = config.DdpBucketSize,
         Schedule = config.PipelineSchedule switch
         {
             "gpipe" => PipelineScheduleKind.GPipe,
@@ -72,6 +73,9 @@ public static class RunSettings
             SgdMomentum = config.SgdMomentum,
             UseDistributedOptimizer = config.UseDistributedOptimizer,
             OrderedReduction = config.LogicalDataShards is not null,
+            OverlapGradReduce = config.OverlapGradReduce,
+            OverlapParamGather = config.OverlapParamGather,
+            ReduceIn16Bits = config.GradReduceInBf16 ? bfloat16 : null,
         },
         LossScaler = ModelDType(config) != float16 ? null : new LossScalerOptions
         {

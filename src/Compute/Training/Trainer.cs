@@ -37,6 +37,9 @@ public sealed record TrainerOptions
 
     public required OptimizerOptions Optimizer { get; init; }
 
+    /// <summary><c>--ddp_bucket_size</c>: elements of a bucket of parameters and gradients.</summary>
+    public long BucketElements { get; init; } = FlatLayout.DefaultBucketElements;
+
     /// <summary>Dynamic loss scale for fp16, else null.</summary>
     public LossScalerOptions? LossScaler { get; init; }
 
@@ -83,7 +86,7 @@ public sealed class Trainer : IDisposable
         (this.model, this.options, this.device, this.parallel, world) = (model, options, device, parallel, parallel.World);
         split = new ContextSplit(parallel.ContextParallel.Rank, parallel.ContextParallel.Size);
         ReportsLoss = model.HasHead && parallel.TensorParallel.Rank == 0;
-        var layout = FlatLayout.Create(model.Parameters, parallel);
+        var layout = FlatLayout.Create(model.Parameters, parallel, options.BucketElements);
         numLocalShards = options.NumLogicalShards / parallel.DataParallel.Size;
         firstShard = numLocalShards * parallel.DataParallel.Rank;
         gradients = layout.CreateGradientBuffer(device, Math.Max(1, numLocalShards));
@@ -112,13 +115,15 @@ public sealed class Trainer : IDisposable
     }
 
     /// <summary>
-    /// Forward and backward without the update: leaves the summed, unreduced gradients in every parameter's main gradient.
+    /// Forward and backward without the update: leaves this rank's gradients in every parameter's main gradient or, with overlapped
+    /// reduction, on their way to the other replicas until <see cref="MixedPrecisionOptimizer.ReduceGradients"/>.
     /// </summary>
     public void AccumulateGradients(GlobalBatch batch)
     {
         gradients.Zero();
         foreach (var chunk in model.Chunks) chunk.Routing?.Zero();
         current = batch;
+        Optimizer.BeginAccumulation(batch.MicroBatches.Count);
         var contexts = MakeContexts(batch, isTraining: true);
         try
         {

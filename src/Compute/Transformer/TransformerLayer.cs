@@ -75,6 +75,7 @@ public sealed class TransformerLayer : ILayer
         mlpNorm.BackwardWeight(saved.Child(MlpNorm));
         attention.BackwardWeight(saved.Child(Attention));
         attentionNorm.BackwardWeight(saved.Child(AttentionNorm));
+        foreach (var parameter in Parameters) parameter.CompleteGradient();
     }
 
     /// <summary>Ends the life of <paramref name="normalized"/> here: the block keeps what it needs.</summary>

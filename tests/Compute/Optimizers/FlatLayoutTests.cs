@@ -19,9 +19,26 @@ public sealed class FlatLayoutTests
         var layout = FlatLayout.Create(parameters, ParallelState.SingleRank());
         Assert.Equal(["linear", "norm", "expert", "expert.bias"], layout.Entries.Select(entry => entry.Parameter.Name));
         Assert.Equal([(0L, 72L), (128L, 138L), (192L, 208L), (256L, 259L)], layout.Entries.Select(entry => (entry.Range.Begin, entry.Range.End)));
-        Assert.Equal([new FlatRange(0, 192), new FlatRange(192, 320)], layout.Sections.Select(section => section.Range));
-        Assert.Equal([new FlatRange(0, 128), new FlatRange(192, 256)], layout.Sections.Select(section => section.Decayed));
+        Assert.Equal([new FlatRange(0, 192), new FlatRange(192, 320)], layout.Buckets.Select(bucket => bucket.Range));
+        Assert.Equal([new FlatRange(0, 128), new FlatRange(192, 256)], layout.Buckets.Select(bucket => bucket.Decayed));
         Assert.Equal(320, layout.NumElements);
+        foreach (var parameter in parameters) parameter.Dispose();
+    }
+
+    [Fact]
+    public void Create_SmallBuckets_FillsThemFromTheEndAndKeepsTiedWeightsAlone()
+    {
+        using var leaks = LeakCheck.Start();
+        Parameter[] parameters =
+        [
+            Make("tied", true, false, 10, 10, isTied: true), Make("a", true, false, 8, 8), Make("a.norm", false, false, 8), Make("b.norm", false, false, 8),
+            Make("b", true, false, 8, 8), Make("c", true, false, 8, 8),
+        ];
+        var layout = FlatLayout.Create(parameters, ParallelState.SingleRank(), bucketElements: 100);
+        string[][] expected = [["tied"], ["a", "a.norm", "b.norm"], ["b", "c"]];
+        Assert.Equal(expected, layout.Buckets.Select(bucket => bucket.Entries.Select(entry => entry.Parameter.Name).ToArray()));
+        Assert.Equal([(0L, 128L), (128L, 320L), (320L, 448L)], layout.Buckets.Select(bucket => (bucket.Range.Begin, bucket.Range.End)));
+        Assert.Equal([(0L, 128L), (128L, 192L), (320L, 448L)], layout.Buckets.Select(bucket => (bucket.Decayed.Begin, bucket.Decayed.End)));
         foreach (var parameter in parameters) parameter.Dispose();
     }
 
@@ -74,10 +91,10 @@ public sealed class FlatLayoutTests
     public void Factor_NormAndLimit_FollowsRule(double norm, double limit, double expected) =>
         Assert.Equal(expected, GradientClipping.Factor(norm, limit), 1e-15);
 
-    private static Parameter Make(string name, bool decays, bool isExpert, long rows, long columns = 0, bool isDuplicate = false)
+    private static Parameter Make(string name, bool decays, bool isExpert, long rows, long columns = 0, bool isDuplicate = false, bool isTied = false)
     {
         long[] shape = columns == 0 ? [rows] : [rows, columns];
-        var traits = new ParameterTraits { Decays = decays, IsExpert = isExpert, IsSharedDuplicate = isDuplicate };
+        var traits = new ParameterTraits { Decays = decays, IsExpert = isExpert, IsSharedDuplicate = isDuplicate, IsTied = isTied };
         return new Parameter(name, ones(shape), [TensorBlock.Whole(name, shape)], traits);
     }
 }
