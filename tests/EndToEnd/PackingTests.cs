@@ -17,6 +17,8 @@ public sealed class PackingTests(PackingTests.OneRank reference) : IClassFixture
     [InlineData(2)]
     [InlineData(4, "--tensor_model_parallel_size", "2", "--pipeline_model_parallel_size", "2", "--sequence_parallel", "true")]
     [InlineData(2, "--pipeline_model_parallel_size", "2", "--row_padding_multiple", "1")]
+    [InlineData(2, "--context_parallel_size", "2", "--cp_comm_type", "a2a")]
+    [InlineData(4, "--context_parallel_size", "2", "--tensor_model_parallel_size", "2", "--sequence_parallel", "true", "--row_padding_multiple", "1")]
     public async Task Sft_PackingOnSeveralRanks_HasTheLossesOfOne(int ranks, params string[] layout)
     {
         var result = await reference.TrainAsync($"ranks{ranks}{layout.Length}", ranks, layout);

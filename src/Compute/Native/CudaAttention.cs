@@ -5,6 +5,14 @@ namespace Megatron.Compute.Native;
 /// <summary>What the cuDNN forward leaves for its backward beside inputs and output. The random state is absent without dropout.</summary>
 public readonly record struct CudnnAttentionState(Tensor LogSumExp, Tensor? PhiloxSeed, Tensor? PhiloxOffset);
 
+/// <summary>Which keys the queries of a packed row meet: segment i of the queries all of segment i of the keys, or causally.</summary>
+/// <param name="CuSeqLensQuery">[segments + 1] int32 on the device.</param>
+/// <param name="CuSeqLensKey">[segments + 1] int32 on the device.</param>
+/// <param name="MaxSeqLenQuery">Longest segment of queries.</param>
+/// <param name="MaxSeqLenKey">Longest segment of keys.</param>
+/// <param name="IsCausal">Needs segments of equal length on both sides.</param>
+public readonly record struct FlashSegments(Tensor CuSeqLensQuery, Tensor CuSeqLensKey, long MaxSeqLenQuery, long MaxSeqLenKey, bool IsCausal);
+
 /// <summary>
 /// Attention kernels on NVIDIA GPUs: cuDNN for equally long rows, flash-attention-2 (arXiv 2307.08691) with segment borders for packed rows.
 /// bf16 and fp16; grouped heads are not expanded; no dropout.
@@ -51,18 +59,20 @@ public static unsafe class CudaAttention
         return (Tensor.UnsafeCreateTensor(gradQ), Tensor.UnsafeCreateTensor(gradK), Tensor.UnsafeCreateTensor(gradV));
     }
 
-    /// <summary>Flash attention over a packed row: each segment attends to itself, causally.</summary>
+    /// <summary>Flash attention over a packed row: each segment of queries attends to the segment of keys with its number.</summary>
     /// <param name="q_THD">[T, H, D].</param>
     /// <param name="k_TGD">[T, G, D].</param>
     /// <param name="v_TGD">[T, G, D].</param>
-    /// <param name="cuSeqLens">[segments + 1] int32 on the device.</param>
-    /// <param name="maxSeqLen">Longest segment.</param>
-    /// <returns>Output [T, H, D], log-sum-exp, and the kernel's random state (needed by the backward, unused without dropout).</returns>
+    /// <param name="segments">Which queries meet which keys.</param>
+    /// <returns>
+    /// Output [T, H, D], log-sum-exp [H, T] in fp32, and the kernel's random state (an argument of the backward, which does not read it without dropout).
+    /// </returns>
     public static (Tensor Output, Tensor LogSumExp, Tensor RandomState, Tensor Unused) FlashForward(
-        Tensor q_THD, Tensor k_TGD, Tensor v_TGD, Tensor cuSeqLens, long maxSeqLen, double scale)
+        Tensor q_THD, Tensor k_TGD, Tensor v_TGD, FlashSegments segments, double scale)
     {
         var results = Dispatcher.Call("aten::_flash_attention_forward", "", 5,
-            q_THD, k_TGD, v_TGD, StableValue.Optional(cuSeqLens), StableValue.Optional(cuSeqLens), maxSeqLen, maxSeqLen, 0.0, true, false,
+            q_THD, k_TGD, v_TGD, StableValue.Optional(segments.CuSeqLensQuery), StableValue.Optional(segments.CuSeqLensKey),
+            segments.MaxSeqLenQuery, segments.MaxSeqLenKey, 0.0, segments.IsCausal, false,
             StableValue.Optional(scale), StableValue.Optional((long?)null), StableValue.Optional((long?)null), StableValue.Optional((Tensor?)null), StableValue.Optional((Tensor?)null));
         results[4].Dispose();
         return (results[0], results[1], results[2], results[3]);
@@ -71,10 +81,11 @@ public static unsafe class CudaAttention
     /// <summary>Gradients of <see cref="FlashForward"/>.</summary>
     public static (Tensor GradQ, Tensor GradK, Tensor GradV) FlashBackward(
         Tensor gradOutput_THD, Tensor q_THD, Tensor k_TGD, Tensor v_TGD, Tensor output_THD, Tensor logSumExp, Tensor randomState, Tensor unused,
-        Tensor cuSeqLens, long maxSeqLen, double scale)
+        FlashSegments segments, double scale)
     {
         var results = Dispatcher.Call("aten::_flash_attention_backward", "", 3,
-            gradOutput_THD, q_THD, k_TGD, v_TGD, output_THD, logSumExp, cuSeqLens, cuSeqLens, maxSeqLen, maxSeqLen, 0.0, true, randomState, unused,
+            gradOutput_THD, q_THD, k_TGD, v_TGD, output_THD, logSumExp, segments.CuSeqLensQuery, segments.CuSeqLensKey,
+            segments.MaxSeqLenQuery, segments.MaxSeqLenKey, 0.0, segments.IsCausal, randomState, unused,
             StableValue.Optional(scale), StableValue.Optional((long?)null), StableValue.Optional((long?)null));
         return (results[0], results[1], results[2]);
     }

@@ -12,6 +12,7 @@ public sealed class ForwardContext : IDisposable
 {
     private RealTokens? realTokens;
     private ZigZagOrder? zigZag;
+    private SegmentHalves? halves;
     private Tensor? wholeCuSeqLens;
 
     /// <summary>The host arrays this context was made from: this rank's tokens.</summary>
@@ -41,6 +42,9 @@ public sealed class ForwardContext : IDisposable
 
     /// <summary>Order of the tokens in <see cref="WholeRow"/> and on the context-parallel ranks; made when first asked for.</summary>
     public ZigZagOrder ZigZag => zigZag ??= new ZigZagOrder(WholeRow, WholeRow.NumTokens / Batch.NumTokens, TokenIds.device);
+
+    /// <summary>The two chunks of each segment that this context-parallel rank holds; made when first asked for.</summary>
+    public SegmentHalves Halves => halves ??= new SegmentHalves(Batch, TokenIds.device);
 
     /// <summary>[T] int64 index of each token in the global batch.</summary>
     public Tensor GlobalTokenIndex { get; }
@@ -90,6 +94,7 @@ public sealed class ForwardContext : IDisposable
     {
         realTokens?.Dispose();
         zigZag?.Dispose();
+        halves?.Dispose();
         wholeCuSeqLens?.Dispose();
         foreach (var tensor in (Tensor[])[TokenIds, Labels, LossWeights, Positions, CuSeqLens, GlobalTokenIndex]) tensor.Dispose();
     }

@@ -21,7 +21,7 @@ internal sealed class PackedFlashAttention(AttentionShape shape)
     {
         using var scope = NewDisposeScope();
         var (output, logSumExp, randomState, unused) = CudaAttention.FlashForward(
-            q_TND, k_TGD, v_TGD, saved.Context.WholeCuSeqLens, saved.Context.WholeRow.MaxSeqLen, shape.Scale);
+            q_TND, k_TGD, v_TGD, Segments(saved.Context), shape.Scale);
         saved.Keep(Output, output);
         saved.Keep(LogSumExp, logSumExp);
         saved.Keep(RandomState, randomState);
@@ -35,7 +35,13 @@ internal sealed class PackedFlashAttention(AttentionShape shape)
         using var scope = NewDisposeScope();
         var (gradQuery, gradKey, gradValue) = CudaAttention.FlashBackward(
             gradOutput_TND.contiguous(), inputs.Query, inputs.Key, inputs.Value, saved.Take(Output), saved.Take(LogSumExp), saved.Take(RandomState),
-            saved.Take(Unused), saved.Context.WholeCuSeqLens, saved.Context.WholeRow.MaxSeqLen, shape.Scale);
+            saved.Take(Unused), Segments(saved.Context), shape.Scale);
         return new AttentionGradients(gradQuery.MoveToOuterDisposeScope(), gradKey.MoveToOuterDisposeScope(), gradValue.MoveToOuterDisposeScope());
+    }
+
+    private static FlashSegments Segments(ForwardContext context)
+    {
+        var (borders, longest) = (context.WholeCuSeqLens, context.WholeRow.MaxSeqLen);
+        return new FlashSegments(borders, borders, longest, longest, IsCausal: true);
     }
 }

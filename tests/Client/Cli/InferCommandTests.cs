@@ -33,6 +33,7 @@ public sealed class InferCommandTests : IDisposable
     [InlineData("MODEL006", "--model", "/nonexistent/model")]
     [InlineData("CFG006", "--model", "/", "--stream", "--num_beams", "2")]
     [InlineData("CFG004", "--model", "/", "--infer_backend", "vllm")]
+    [InlineData("CFG006 --context_parallel_size = 2 does not go with megatron infer", "--model", "/", "--context_parallel_size", "2")]
     public async Task Infer_BadOptions_OneLineAndExit2(string code, params string[] options)
     {
         var (exit, _, error) = await RunAsync(["infer", .. options]);

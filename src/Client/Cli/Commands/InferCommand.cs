@@ -18,6 +18,7 @@ public sealed class InferCommand(CommandConsole console, TextReader input) : IVe
         var config = options.Config;
         if (config is { Stream: true, NumBeams: > 1 })
             throw new ConfigException("CFG006", $"--stream does not go with --num_beams = {config.NumBeams}; leave one of them out.");
+        RequireOneRank(config);
         ConfigValidator.ThrowIfInvalid(config, model: null, worldSize: 1);
         var folder = ModelSource.Find(config.Model, TimeProvider.System, console.Out.WriteLine);
         var report = new List<string>();
@@ -44,5 +45,18 @@ public sealed class InferCommand(CommandConsole console, TextReader input) : IVe
         }
         if (File.Exists(results.Path)) console.Out.WriteLine($"answers: {results.Path}");
         return Task.FromResult(ExitCode.Ok);
+    }
+
+    /// <summary>Whoever gave a layout expects it to act; here it cannot.</summary>
+    private static void RequireOneRank(TrainingConfig config)
+    {
+        (string Name, int Size)[] sizes =
+        [
+            ("tensor_model_parallel_size", config.TensorModelParallelSize), ("pipeline_model_parallel_size", config.PipelineModelParallelSize),
+            ("context_parallel_size", config.ContextParallelSize), ("expert_model_parallel_size", config.ExpertModelParallelSize),
+        ];
+        var errors = sizes.Where(size => size.Size != 1).Select(size => new ConfigError(
+            "CFG006", FormattableString.Invariant($"--{size.Name} = {size.Size} does not go with megatron infer, which runs on one rank; leave it out."))).ToArray();
+        if (errors.Length > 0) throw new ConfigException(errors);
     }
 }

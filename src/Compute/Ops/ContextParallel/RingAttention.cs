@@ -24,6 +24,7 @@ public sealed class RingAttention : ICoreAttention
     private readonly bool hasDropout;
     private readonly GroupedRingKernel unfused;
     private readonly GroupedRingKernel flash;
+    private readonly PackedRingKernel packed;
 
     /// <param name="shape">This rank's heads: context parallelism splits tokens, not heads.</param>
     /// <param name="dropout">Probability of dropping an attention weight in training.</param>
@@ -35,6 +36,7 @@ public sealed class RingAttention : ICoreAttention
         (this.options, this.group, this.recompute, hasDropout) = (options, group, recompute, dropout > 0);
         unfused = new GroupedRingKernel(new UnfusedBlockAttention(shape, options, dropout, seed), group.Size);
         flash = new GroupedRingKernel(new FlashBlockAttention(shape), group.Size);
+        packed = new PackedRingKernel(shape);
     }
 
     /// <inheritdoc/>
@@ -138,6 +140,7 @@ public sealed class RingAttention : ICoreAttention
     private IRingKernel Choose(Tensor query, ForwardContext context)
     {
         if (options.Backend == AttentionBackend.Unfused || options.QueryKeyLayerScaling || (hasDropout && context.IsTraining)) return unfused;
+        if (PackedFlashAttention.Supports(query)) return packed;
         if (FlashAttention.Supports(query)) return flash;
         if (options.Backend == AttentionBackend.Auto) return unfused;
         throw new InvalidOperationException($"No {options.Backend} kernel gives the log-sum-exp of {query.dtype} on {query.device.type}, which ring attention needs.");
