@@ -20,7 +20,7 @@ public static class LayoutRun
 {
     /// <summary>Runs the 20 steps of the golden folder.</summary>
     /// <param name="model">Folder below the golden assets.</param>
-    /// <param name="config">Layout and micro-batch size; the other hyperparameters are the folder's.</param>
+    /// <param name="config">Layout and micro-batch size; the other hyperparameters are the folder's. With packing the golden rows are cut into samples of many lengths.</param>
     /// <param name="perTokenLoss">See <see cref="LossScaling"/>.</param>
     /// <exception cref="ConfigException">The layout does not fit.</exception>
     public static LayoutResult Run(string model, TrainingConfig config, int ranks, bool perTokenLoss)
@@ -54,8 +54,11 @@ public static class LayoutRun
             DataParallelRank = parallel.DataParallel.Rank,
             DataParallelSize = parallel.DataParallel.Size,
             PadSampleToMultiple = RowLayout.SampleMultiple(config.ContextParallelSize),
+            PadRowToMultiple = RowLayout.RowMultiple(1, config.ContextParallelSize, config.SequenceParallel ? config.TensorModelParallelSize : 1),
         };
-        var source = ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], layout);
+        var source = config.Packing
+            ? PackedRows.Create(ids, labels, (int)shape[1], (int)shape[2], layout)
+            : ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], layout);
         var schedule = RunSettings.LearningRate(config, shape[0]);
         var (losses, norms, hashes) = (new List<double>(), new List<double>(), new List<ulong>());
         for (var step = 0; step < shape[0]; step++)

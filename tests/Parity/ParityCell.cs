@@ -56,6 +56,16 @@ public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
         }),
     ];
 
+    /// <summary>The cells that are run on packed rows too: one of each kind, and all with context parallelism, which splits each sample.</summary>
+    public static IReadOnlyList<ParityCell> AllPacked { get; } =
+    [
+        .. All.Where(cell => cell.Config.ContextParallelSize > 1
+            || cell.Name is "tp2+sp" or "pp2" or "pp2 x vp2" or "dp2, distributed optimizer" or "ep2" or "tp2+sp x pp2 x dp2, distributed optimizer").Select(cell => cell.Packed),
+    ];
+
+    /// <summary>The same layout on packed rows.</summary>
+    public ParityCell Packed => new($"packed: {Name}", Ranks, Config with { Packing = true });
+
     /// <summary>Data-parallel replicas.</summary>
     public int Replicas => Ranks / (Config.TensorModelParallelSize * Config.PipelineModelParallelSize * Config.ContextParallelSize);
 

@@ -1,6 +1,5 @@
 using System.Collections.Concurrent;
 using System.Globalization;
-using System.Text;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Training;
 using Megatron.Testing;
@@ -15,7 +14,7 @@ public sealed class ParityMatrixTests(ITestOutputHelper output)
 {
     private const double LossTolerance = 1e-4, NormTolerance = 1e-3, WeightTolerance = 1e-3;
 
-    private static readonly ConcurrentDictionary<(string Model, int MicroBatchSize, bool PerToken), Lazy<LayoutResult>> Oracles = new();
+    private static readonly ConcurrentDictionary<(string Model, int MicroBatchSize, bool PerToken, bool Packing), Lazy<LayoutResult>> Oracles = new();
 
     /// <summary>What runs in CI: each kind of layout once.</summary>
     public static TheoryData<string, string, int, bool> FixedSubset => new()
@@ -42,10 +41,23 @@ public sealed class ParityMatrixTests(ITestOutputHelper output)
         Assert.True(deviation.IsWithinTolerance, $"{cell}, {model}: {deviation}");
     }
 
-    [Fact]
-    public void Cell_RunTwice_HasTheSameBits()
+    /// <summary>The same with samples of many lengths in a row.</summary>
+    [Theory]
+    [InlineData("tp2+sp x cp2", "qwen2.5-dense", 1, true)]
+    [InlineData("cp4 ring", "qwen3-dense", 4, false)]
+    public void PackedCell_OfTheFixedSubset_IsWithinTolerance(string cell, string model, int accumulation, bool perToken)
     {
-        var cell = ParityCell.All.Single(candidate => candidate.Name == "tp2+sp x pp2 x dp2, distributed optimizer");
+        var deviation = Measure(ParityCell.All.Single(candidate => candidate.Name == cell).Packed, model, accumulation, perToken);
+        output.WriteLine(deviation.ToString());
+        Assert.True(deviation.IsWithinTolerance, $"{cell}, packed, {model}: {deviation}");
+    }
+
+    [Theory]
+    [InlineData("tp2+sp x pp2 x dp2, distributed optimizer")]
+    [InlineData("cp4 ring")]
+    public void Cell_RunTwice_HasTheSameBits(string name)
+    {
+        var cell = ParityCell.All.Single(candidate => candidate.Name == name);
         var config = cell.Config with { MicroBatchSize = cell.MicroBatchSizeFor(4) };
         var (first, second) = (LayoutRun.Run("qwen2.5-dense", config, cell.Ranks, perTokenLoss: true), LayoutRun.Run("qwen2.5-dense", config, cell.Ranks, perTokenLoss: true));
         Assert.Equal(first.Losses, second.Losses);
@@ -53,48 +65,46 @@ public sealed class ParityMatrixTests(ITestOutputHelper output)
         Assert.All(first.Weights, pair => Assert.Equal(pair.Value, second.Weights[pair.Key]));
     }
 
-    /// <summary>All cells; writes <c>docs/parity.md</c>. Started by <c>./megatron test --matrix</c>.</summary>
+    /// <summary>
+    /// All cells, or those whose name contains one of the words in <c>PARITY_CELLS</c> (separated by commas), the other rows staying as they
+    /// are; writes <c>docs/parity.md</c> after each layout. Started by <c>./megatron test Parity --matrix</c>.
+    /// </summary>
     [Fact, Trait("Category", "matrix")]
     public void EveryCell_IsWithinTolerance()
     {
-        var table = new StringBuilder();
+        var words = Environment.GetEnvironmentVariable("PARITY_CELLS")?.Split(',') ?? [""];
+        var page = new ParityPage();
+        ParityCell[] cells = [.. ParityCell.All, .. ParityCell.AllPacked];
+        var titles = cells.SelectMany(cell => Cases.Select(of => ParityPage.TitleOf(cell, of.Accumulation, of.PerToken))).ToArray();
         var failures = new List<string>();
-        var numRuns = 0;
-        foreach (var cell in ParityCell.All)
-            foreach (var accumulation in (int[])[1, 4])
-                foreach (var perToken in (bool[])[true, false])
-                {
-                    table.Append(CultureInfo.InvariantCulture, $"| {cell.Name} | {accumulation} | {(perToken ? "token" : "micro-batch")} |");
-                    foreach (var model in ParityCell.Models)
-                    {
-                        if (cell.NotApplicable(model, accumulation) is { } reason)
-                        {
-                            table.Append(CultureInfo.InvariantCulture, $" n/a: {reason} |");
-                            continue;
-                        }
-                        var deviation = Measure(cell, model, accumulation, perToken);
-                        numRuns++;
-                        table.Append(CultureInfo.InvariantCulture, $" {deviation} |");
-                        if (!deviation.IsWithinTolerance) failures.Add($"{cell.Name}, {model}, accumulation {accumulation}, per token {perToken}: {deviation}");
-                    }
-                    table.Append('\n');
-                }
-        var page = Path.Combine(Repository.Root, "docs", "parity.md");
-        // Sections of other tests follow the first table and stay.
-        var rest = File.ReadAllText(page) is { } old && old.IndexOf("\n## ", StringComparison.Ordinal) is >= 0 and var begin ? old[begin..] : "";
-        File.WriteAllText(page, Page(table.ToString(), numRuns) + rest);
+        foreach (var cell in cells.Where(cell => words.Any(word => cell.Name.Contains(word, StringComparison.Ordinal))))
+        {
+            foreach (var (accumulation, perToken) in Cases)
+                page.Set(ParityPage.TitleOf(cell, accumulation, perToken), ParityCell.Models.Select(model => Column(cell, model, accumulation, perToken, failures)));
+            page.Write(titles, string.Create(CultureInfo.InvariantCulture, $"{LossTolerance:0e+0} / {NormTolerance:0e+0} / {WeightTolerance:0e+0}"));
+        }
         Assert.True(failures.Count == 0, string.Join('\n', failures));
+    }
+
+    private static (int Accumulation, bool PerToken)[] Cases => [(1, true), (1, false), (4, true), (4, false)];
+
+    private static string Column(ParityCell cell, string model, int accumulation, bool perToken, List<string> failures)
+    {
+        if (cell.NotApplicable(model, accumulation) is { } reason) return $"n/a: {reason}";
+        var deviation = Measure(cell, model, accumulation, perToken);
+        if (!deviation.IsWithinTolerance) failures.Add($"{cell.Name}, {model}, accumulation {accumulation}, per token {perToken}: {deviation}");
+        return deviation.ToString();
     }
 
     private static Deviation Measure(ParityCell cell, string model, int accumulation, bool perToken)
     {
-        var microBatchSize = cell.MicroBatchSizeFor(accumulation);
-        var oracle = Oracles.GetOrAdd((model, microBatchSize, perToken), key => new Lazy<LayoutResult>(
-            () => LayoutRun.Run(key.Model, new TrainingConfig { MicroBatchSize = key.MicroBatchSize }, 1, key.PerToken))).Value;
+        var (microBatchSize, packing) = (cell.MicroBatchSizeFor(accumulation), cell.Config.Packing);
+        var oracle = Oracles.GetOrAdd((model, microBatchSize, perToken, packing), key => new Lazy<LayoutResult>(
+            () => LayoutRun.Run(key.Model, new TrainingConfig { MicroBatchSize = key.MicroBatchSize, Packing = key.Packing }, 1, key.PerToken))).Value;
         var actual = LayoutRun.Run(model, cell.Config with { MicroBatchSize = microBatchSize }, cell.Ranks, perToken);
         Assert.Equal(oracle.BatchHashes, actual.BatchHashes);
         var (losses, norms) = (oracle.Losses, oracle.GradNorms);
-        if (perToken)
+        if (perToken && !packing)
         {
             using var golden = GoldenFile.Open(Repository.Asset("golden", model));
             (losses, norms) = ([.. golden.Trajectory.Select(step => step.LmLoss)], [.. golden.Trajectory.Select(step => step.GradNorm)]);
@@ -120,20 +130,6 @@ public sealed class ParityMatrixTests(ITestOutputHelper output)
         }
         return Math.Sqrt(difference / length);
     }
-
-    private static string Page(string rows, int numRuns) => string.Create(CultureInfo.InvariantCulture, $"""
-        # Parity of layouts
-
-        Written by `./megatron test --matrix`; do not edit. Each cell trains a golden model for 20 steps in fp32 on a CPU, the ranks being threads
-        that communicate by the loopback backend, and shows the largest relative deviation of loss / gradient norm / final weights (L2 norm of a tensor).
-        Allowed: {LossTolerance:0e+0} / {NormTolerance:0e+0} / {WeightTolerance:0e+0}. Oracle of loss and norm with a mean over tokens: the golden
-        trajectory of an independent implementation; with a mean over micro-batches: one rank on the same micro-batches. Oracle of the weights: one rank.
-        {numRuns} runs.
-
-        | layout | accumulation | mean over | {string.Join(" | ", ParityCell.Models)} |
-        |---|---|---|{string.Concat(ParityCell.Models.Select(_ => "---|"))}
-        {rows}
-        """).ReplaceLineEndings("\n").TrimEnd() + "\n";
 
     private sealed record Deviation(double Loss, double Norm, double Weights)
     {
