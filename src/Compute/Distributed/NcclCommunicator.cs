@@ -38,6 +38,7 @@ internal sealed unsafe class NcclCommunicator : IDisposable
     private readonly Stack<nint> freeEvents = [];
     private nint communicator;
     private long sequence;
+    private (long Number, string Operation, long Started)? launching;
     private (string Reason, int? Culprit)? fault;
     private volatile bool isFaulted;
 
@@ -96,16 +97,24 @@ internal sealed unsafe class NcclCommunicator : IDisposable
     /// <summary>The same behind an event; from a thread without a current stream of its own.</summary>
     public NcclWork StartAfter(nint ready, string operation, TorchSharp.torch.Tensor[] held, Launch launch)
     {
+        NcclResult result;
         lock (gate)
         {
             ThrowIfFaulted();
             Reap();
             Stream.Follow(ready);
-            Settle(launch(context.Library, communicator, Stream.Handle), operation, context.Timeout, context.Ending);
+            launching = (++sequence, operation, Stopwatch.GetTimestamp());
+            result = launch(context.Library, communicator, Stream.Handle);
+        }
+        Settle(result, operation, context.Timeout, context.Ending);
+        lock (gate)
+        {
+            ThrowIfFaulted();
             var done = RentEvent();
             Stream.Record(done);
-            var work = new NcclWork(this, operation, ++sequence, done, held);
+            var work = new NcclWork(this, operation, sequence, done, held);
             pending.Enqueue(work);
+            launching = null;
             return work;
         }
     }
@@ -115,7 +124,11 @@ internal sealed unsafe class NcclCommunicator : IDisposable
     {
         get
         {
-            lock (gate) return pending.TryPeek(out var oldest) ? (oldest.Number, oldest.Operation, Stopwatch.GetElapsedTime(oldest.Started)) : null;
+            lock (gate)
+            {
+                if (pending.TryPeek(out var oldest)) return (oldest.Number, oldest.Operation, Stopwatch.GetElapsedTime(oldest.Started));
+                return launching is { } current ? (current.Number, current.Operation, Stopwatch.GetElapsedTime(current.Started)) : null;
+            }
         }
     }
 
@@ -223,16 +236,23 @@ internal sealed unsafe class NcclCommunicator : IDisposable
         return id;
     }
 
-    /// <summary>A non-blocking call may still be under way when it returns: waits until NCCL has taken it.</summary>
+    /// <summary>
+    /// A non-blocking call may still be under way when it returns, for example while members connect: waits until NCCL has taken it. The lock is
+    /// free meanwhile, so an abort can end it.
+    /// </summary>
     private void Settle(NcclResult result, string operation, TimeSpan limit, CancellationToken ending)
     {
         var started = Stopwatch.GetTimestamp();
         var spinner = new SpinWait();
         while (result == NcclResult.InProgress)
         {
-            NcclResult state;
-            result = context.Library.CommGetAsyncError(communicator, &state);
-            if (result == NcclResult.Success) result = state;
+            lock (gate)
+            {
+                ThrowIfFaulted();
+                NcclResult state;
+                result = context.Library.CommGetAsyncError(communicator, &state);
+                if (result == NcclResult.Success) result = state;
+            }
             if (result != NcclResult.InProgress) break;
             if (ending.IsCancellationRequested) throw new RankFaultException($"{Description}: aborted while {operation}.");
             if (Stopwatch.GetElapsedTime(started) > limit)

@@ -15,7 +15,7 @@ public static unsafe class CudaDevices
         return cuda.is_available() ? cuda.device_count() : 0;
     }
 
-    /// <summary>The device of a rank.</summary>
+    /// <summary>The device of a rank, made the calling thread's current one.</summary>
     /// <param name="kind"><c>auto</c> (GPUs when there are any), <c>cpu</c> or <c>cuda</c>.</param>
     /// <param name="localRank">Index of the rank on its node.</param>
     /// <exception cref="ConfigException">GPU001: <c>cuda</c> was asked for and is not there. GPU002: fewer GPUs than ranks.</exception>
@@ -29,6 +29,7 @@ public static unsafe class CudaDevices
         if (count == 0) return CPU;
         if (localRank >= count)
             throw new ConfigException("GPU002", $"Rank {localRank} of this node has no GPU of its own: {count} are visible; start fewer ranks or make more GPUs visible.");
+        CudaStream.MakeCurrent(localRank); // kernels of ours and streams of libtorch are those of the thread's device
         return new Device(DeviceType.CUDA, localRank);
     }
 

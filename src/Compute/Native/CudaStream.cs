@@ -43,7 +43,11 @@ internal sealed unsafe class CudaStream : IDisposable
     }
 
     /// <summary>Marks the end of what libtorch's current stream of the calling thread holds now.</summary>
-    public void RecordOnCurrent(nint @event) => Check(cuda.EventRecord(@event, cuda.CurrentStream(Device)), "cudaEventRecord");
+    public void RecordOnCurrent(nint @event)
+    {
+        MakeCurrent(Device); // libtorch's default stream has no handle of its own: it is that of the thread's device
+        Check(cuda.EventRecord(@event, cuda.CurrentStream(Device)), "cudaEventRecord");
+    }
 
     /// <summary>Later work of this stream starts after the event.</summary>
     public void Follow(nint @event) => Check(cuda.StreamWaitEvent(handle, @event, 0), "cudaStreamWaitEvent");
@@ -52,7 +56,11 @@ internal sealed unsafe class CudaStream : IDisposable
     public void Record(nint @event) => Check(cuda.EventRecord(@event, handle), "cudaEventRecord");
 
     /// <summary>Later work of libtorch's current stream of the calling thread starts after the event; the host does not wait.</summary>
-    public void CurrentFollows(nint @event) => Check(cuda.StreamWaitEvent(cuda.CurrentStream(Device), @event, 0), "cudaStreamWaitEvent");
+    public void CurrentFollows(nint @event)
+    {
+        MakeCurrent(Device);
+        Check(cuda.StreamWaitEvent(cuda.CurrentStream(Device), @event, 0), "cudaStreamWaitEvent");
+    }
 
     /// <summary>A new event, freed by <see cref="DestroyEvent"/>.</summary>
     public nint CreateEvent()

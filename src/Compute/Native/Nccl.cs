@@ -105,6 +105,8 @@ internal sealed unsafe class Nccl
     /// <exception cref="ConfigException">NATIVE013: no NCCL. NATIVE014: too old.</exception>
     public static Nccl Load(LoadedLibTorch libTorch)
     {
+        // Members connect when a communicator is opened, not at its first operation: an operation must not wait for its peers to be started.
+        SetEnvironment("NCCL_RUNTIME_CONNECT", "0", overwrite: 0);
         if (FindMapped() is { } mapped) return new Nccl(NativeLibrary.Load(mapped));
         string[] places =
         [
@@ -126,6 +128,11 @@ internal sealed unsafe class Nccl
         var last = Marshal.PtrToStringUTF8((nint)getLastError(communicator));
         return $"{Marshal.PtrToStringUTF8((nint)getErrorString(result))} ({(int)result}){(string.IsNullOrWhiteSpace(last) ? "" : ": " + last.Trim())}";
     }
+
+    /// <summary>For native code of this process; .NET's own function does not reach it.</summary>
+    [DllImport("libc", EntryPoint = "setenv", BestFitMapping = false, ThrowOnUnmappableChar = true)]
+    [DefaultDllImportSearchPaths(DllImportSearchPath.System32)]
+    private static extern int SetEnvironment([MarshalAs(UnmanagedType.LPStr)] string name, [MarshalAs(UnmanagedType.LPStr)] string value, int overwrite);
 
     private static string Text(int version) => $"{version / 10000}.{version / 100 % 100}.{version % 100}";
 
