@@ -5,6 +5,10 @@ namespace Megatron.Compute.Distributed;
 /// <summary>One parameter's place in a <see cref="GradientBuffer"/>.</summary>
 public sealed class GradientSlot
 {
+    private readonly bool[] isEmpty; // by logical shard: what the view holds is of an earlier step
+    private Tensor view;
+    private int shard;
+
     /// <summary>First element in the flat buffer.</summary>
     public long Offset { get; }
 
@@ -15,20 +19,53 @@ public sealed class GradientSlot
     public long NumElements { get; }
 
     /// <summary>
-    /// fp32 view of the accumulator in use, in the parameter's shape. It changes with <see cref="GradientBuffer.SelectShard"/>, so read
-    /// it anew for every BackwardWeight and never dispose it.
+    /// fp32 view of the accumulator in use, in the parameter's shape; zeros when nothing was added since <see cref="GradientBuffer.Zero"/>. It
+    /// changes with <see cref="GradientBuffer.SelectShard"/>, so read it anew for every BackwardWeight and never dispose it.
     /// </summary>
-    public Tensor Tensor { get; internal set; }
+    public Tensor Tensor
+    {
+        get
+        {
+            Fill();
+            return view;
+        }
+    }
 
     /// <summary>Called when a micro-batch's backward has added all that it adds here; null when nobody wants to know.</summary>
     public Action? Completed { get; set; }
 
     /// <summary>A slot; the buffer makes its own, others are for a gradient that stands alone.</summary>
-    public GradientSlot(long offset, long[] shape, Tensor tensor)
+    public GradientSlot(long offset, long[] shape, Tensor tensor) : this(offset, shape, tensor, numLogicalShards: 1) { }
+
+    internal GradientSlot(long offset, long[] shape, Tensor tensor, int numLogicalShards)
     {
-        (Offset, Shape, Tensor) = (offset, shape, tensor);
+        (Offset, Shape, view, isEmpty) = (offset, shape, tensor, new bool[numLogicalShards]);
         NumElements = shape.Aggregate(1L, (product, extent) => product * extent);
     }
+
+    /// <summary>
+    /// The view for one who is about to write all of it, and whether what it holds counts: when not, he overwrites instead of adding, which saves
+    /// the fill and a read.
+    /// </summary>
+    public (Tensor View, bool IsEmpty) TakeForWriting()
+    {
+        var wasEmpty = isEmpty[shard];
+        isEmpty[shard] = false;
+        return (view, wasEmpty);
+    }
+
+    /// <summary>Writes the zeros that an empty view stands for.</summary>
+    internal void Fill()
+    {
+        if (!isEmpty[shard]) return;
+        isEmpty[shard] = false;
+        using var scope = NewDisposeScope(); // TorchSharp's zero_ returns a second handle
+        view.zero_();
+    }
+
+    internal void MarkEmpty() => Array.Fill(isEmpty, true);
+
+    internal void Select(int newShard, Tensor newView) => (shard, view) = (newShard, newView);
 }
 
 /// <summary>
@@ -56,7 +93,14 @@ public sealed class GradientBuffer : IDisposable
     public int NumLogicalShards => shards.Length;
 
     /// <summary>[NumElements] fp32; the sum of the micro-batches of shard 0, and after <see cref="ReduceShards"/> of all shards.</summary>
-    public Tensor Flat => shards[0];
+    public Tensor Flat
+    {
+        get
+        {
+            foreach (var slot in Slots) slot.Fill();
+            return shards[0];
+        }
+    }
 
     /// <param name="places">Where each parameter lies, ascending and without overlap; gaps stay zero.</param>
     /// <param name="numElements">Flat length.</param>
@@ -69,7 +113,7 @@ public sealed class GradientBuffer : IDisposable
         NumElements = numElements;
         shards = [.. Enumerable.Range(0, numLogicalShards).Select(_ => zeros(NumElements, dtype: float32, device: device).DetachFromDisposeScope())];
         views = [.. shards.Select(flat => MakeViews(flat, places))];
-        Slots = [.. places.Select((place, i) => new GradientSlot(place.Offset, place.Shape, views[0][i]))];
+        Slots = [.. places.Select((place, i) => new GradientSlot(place.Offset, place.Shape, views[0][i], numLogicalShards))];
     }
 
     /// <summary>Places the parameters one after another without gaps.</summary>
@@ -85,12 +129,17 @@ public sealed class GradientBuffer : IDisposable
     {
         if (shard == currentShard) return;
         currentShard = shard;
-        for (var i = 0; i < Slots.Count; i++) Slots[i].Tensor = views[shard][i];
+        for (var i = 0; i < Slots.Count; i++) Slots[i].Select(shard, views[shard][i]);
     }
 
     /// <summary>Adds the accumulators in a fixed binary tree into <see cref="Flat"/> and selects shard 0.</summary>
     public void ReduceShards()
     {
+        for (var shard = 0; shard < shards.Length; shard++)
+        {
+            SelectShard(shard);
+            foreach (var slot in Slots) slot.Fill();
+        }
         using var scope = NewDisposeScope();
         for (var stride = 1; stride < shards.Length; stride *= 2)
             for (var left = 0; left + stride < shards.Length; left += 2 * stride)
@@ -98,11 +147,18 @@ public sealed class GradientBuffer : IDisposable
         SelectShard(0);
     }
 
-    /// <summary>Sets all accumulators to zero and selects shard 0.</summary>
+    /// <summary>A view of a stretch of <see cref="Flat"/>, in the caller's dispose scope. Slots outside it are left alone.</summary>
+    public Tensor Slice(long begin, long length)
+    {
+        foreach (var slot in Slots)
+            if (slot.Offset < begin + length && slot.Offset + slot.NumElements > begin) slot.Fill();
+        return shards[0].narrow(0, begin, length);
+    }
+
+    /// <summary>All accumulators count as zero, and shard 0 is selected. The zeros are written only where nobody overwrites them.</summary>
     public void Zero()
     {
-        using var scope = NewDisposeScope(); // TorchSharp's zero_ returns a second handle
-        foreach (var shard in shards) shard.zero_();
+        foreach (var slot in Slots) slot.MarkEmpty();
         SelectShard(0);
     }
 

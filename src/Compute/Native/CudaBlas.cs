@@ -12,8 +12,9 @@ public static unsafe class CudaBlas
     /// <param name="target_OI">fp32, contiguous.</param>
     /// <param name="left_TO">[T, O], bf16 or fp16; rows may be strided.</param>
     /// <param name="right_TI">[T, I], same dtype.</param>
+    /// <param name="overwrite">The target's values do not count and are not read: target = leftᵀ · right.</param>
     /// <exception cref="InvalidOperationException">cuBLAS refused the product.</exception>
-    public static void AccumulateTransposed(Tensor target_OI, Tensor left_TO, Tensor right_TI)
+    public static void AccumulateTransposed(Tensor target_OI, Tensor left_TO, Tensor right_TI, bool overwrite = false)
     {
         var type = left_TO.dtype switch
         {
@@ -23,7 +24,7 @@ public static unsafe class CudaBlas
         };
         nint handle;
         StableAbi.Check(LibTorch.CudaAbi.CurrentBlasHandle(&handle), "torch_get_current_cuda_blas_handle");
-        var (alpha, beta) = (1f, 1f);
+        var (alpha, beta) = (1f, overwrite ? 0f : 1f);
         // cuBLAS is column-major: a row-major [O, I] is its [I, O], so it forms rightᵀ-shaped m = I by n = O with k = T.
         int m = (int)target_OI.shape[1], n = (int)target_OI.shape[0], k = (int)left_TO.shape[0];
         var status = LibTorch.CudaAbi.GemmEx(

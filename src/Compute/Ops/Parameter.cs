@@ -61,7 +61,11 @@ public sealed class Parameter : IDisposable
 
     /// <summary>The fp32 main gradient, same shape as <see cref="Data"/>.</summary>
     /// <exception cref="InvalidOperationException">The parameter has no gradient slot.</exception>
-    public Tensor MainGrad => GradientSlot?.Tensor ?? throw new InvalidOperationException($"{Name} has no gradient buffer.");
+    public Tensor MainGrad => Slot.Tensor;
+
+    /// <summary>The slot.</summary>
+    /// <exception cref="InvalidOperationException">The parameter has no gradient slot.</exception>
+    public GradientSlot Slot => GradientSlot ?? throw new InvalidOperationException($"{Name} has no gradient buffer.");
 
     /// <summary>Elements of this rank's tensor.</summary>
     public long NumElements => data.numel();
@@ -91,7 +95,12 @@ public sealed class Parameter : IDisposable
     /// The backward of one micro-batch has added all that it adds to the main gradient. Called once for each micro-batch by the layer that
     /// owns the parameter, at the end of its BackwardWeight; starts the overlapped reduction after the last one.
     /// </summary>
-    public void CompleteGradient() => GradientSlot?.Completed?.Invoke();
+    public void CompleteGradient()
+    {
+        if (GradientSlot is not { Completed: { } completed } slot) return;
+        slot.Fill();
+        completed();
+    }
 
     /// <inheritdoc/>
     public void Dispose() => data.Dispose();

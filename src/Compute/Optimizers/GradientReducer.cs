@@ -153,7 +153,7 @@ internal sealed class GradientReducer : IDisposable
         }
     }
 
-    private Tensor Slice(FlatRange range) => gradients.Flat.narrow(0, range.Begin, range.Length);
+    private Tensor Slice(FlatRange range) => gradients.Slice(range.Begin, range.Length);
 
     private static Tensor OwnedPart(Tensor whole, FlatBucket bucket)
     {
