@@ -10,6 +10,7 @@ namespace Megatron.Compute.Distributed;
 internal sealed class NcclChannel : IDisposable
 {
     private readonly NcclContext context;
+    private readonly CancellationTokenSource ending;
     private readonly string key;
     private readonly string description;
     private readonly bool isSender;
@@ -17,12 +18,15 @@ internal sealed class NcclChannel : IDisposable
     private readonly Thread thread;
     private readonly Lock gate = new();
     private NcclCommunicator? communicator;
+    private int numUnstarted;
     private string? abortReason;
 
     /// <param name="key">Name in the store, the same on both ends.</param>
     public NcclChannel(NcclContext context, string key, string description, bool isSender)
     {
-        (this.context, this.key, this.description, this.isSender) = (context, key, description, isSender);
+        (this.key, this.description, this.isSender) = (key, description, isSender);
+        ending = CancellationTokenSource.CreateLinkedTokenSource(context.Ending);
+        this.context = context with { Ending = ending.Token };
         thread = new Thread(Run) { IsBackground = true, Name = description };
         thread.Start();
     }
@@ -36,7 +40,11 @@ internal sealed class NcclChannel : IDisposable
         lock (gate)
         {
             if (abortReason is not null) transfer.Fail(new RankFaultException($"{description}: {abortReason}"));
-            else queue.Add(transfer);
+            else
+            {
+                Interlocked.Increment(ref numUnstarted);
+                queue.Add(transfer);
+            }
         }
         return transfer;
     }
@@ -61,16 +69,27 @@ internal sealed class NcclChannel : IDisposable
             abortReason ??= reason;
             communicator?.Abort(reason);
         }
+        ending.Cancel();
+    }
+
+    /// <inheritdoc cref="NcclCommunicator.IsQuiet"/>
+    public bool IsQuiet
+    {
+        get
+        {
+            lock (gate) return Volatile.Read(ref numUnstarted) == 0 && (communicator?.IsQuiet ?? true);
+        }
     }
 
     /// <inheritdoc/>
     public void Dispose()
     {
-        lock (gate) abortReason ??= "it is closed";
+        Abort("it is closed");
         queue.CompleteAdding();
         thread.Join();
         communicator?.Dispose();
         queue.Dispose();
+        ending.Dispose();
     }
 
     private void Run()
@@ -86,6 +105,7 @@ internal sealed class NcclChannel : IDisposable
             {
                 transfer.Fail(problem as RankFaultException ?? new RankFaultException($"{description}: {problem.Message}", inner: problem));
             }
+            Interlocked.Decrement(ref numUnstarted);
         }
     }
 

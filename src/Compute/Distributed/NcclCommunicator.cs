@@ -30,8 +30,6 @@ internal sealed record NcclContext
 /// </summary>
 internal sealed unsafe class NcclCommunicator : IDisposable
 {
-    private static readonly TimeSpan LongestFarewell = TimeSpan.FromSeconds(5);
-
     private readonly object gate = new();
     private readonly NcclContext context;
     private readonly Queue<NcclWork> pending = [];
@@ -176,6 +174,19 @@ internal sealed unsafe class NcclCommunicator : IDisposable
         lock (gate) throw new RankFaultException($"{Description}: {fault?.Reason}", fault?.Culprit);
     }
 
+    /// <summary>True when the device is through with everything, or the communicator has failed.</summary>
+    public bool IsQuiet
+    {
+        get
+        {
+            lock (gate)
+            {
+                if (!isFaulted) Reap();
+                return isFaulted || (pending.Count == 0 && launching is null);
+            }
+        }
+    }
+
     /// <summary>True once the operation behind <paramref name="done"/> has ended, well or not.</summary>
     public bool IsDone(nint done) => isFaulted || Stream.IsDone(done);
 
@@ -189,35 +200,18 @@ internal sealed unsafe class NcclCommunicator : IDisposable
         }
     }
 
-    /// <inheritdoc/>
+    /// <summary>Frees everything at once. Members that still need this rank for an operation of theirs must be done before: see the owner.</summary>
     public void Dispose()
     {
         lock (gate)
         {
-            if (communicator != 0) SayFarewell();
+            Abort("it is closed");
             foreach (var work in pending) Stream.DestroyEvent(work.Done);
             foreach (var free in freeEvents) Stream.DestroyEvent(free);
             pending.Clear();
             freeEvents.Clear();
         }
         Stream.Dispose();
-    }
-
-    /// <summary>Members that end in peace finish each other's transfers first; those that do not come are not waited for long.</summary>
-    private void SayFarewell()
-    {
-        try
-        {
-            Settle(context.Library.CommFinalize(communicator), "closing", LongestFarewell, CancellationToken.None);
-            context.Library.CommDestroy(communicator);
-        }
-        catch (RankFaultException)
-        {
-            context.Library.CommAbort(communicator);
-        }
-        communicator = 0;
-        fault ??= ("it is closed", null);
-        isFaulted = true;
     }
 
     private NcclUniqueId ExchangeId(string key, int rank)

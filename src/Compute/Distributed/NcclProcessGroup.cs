@@ -15,6 +15,9 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
     /// <summary>After this time an operation's members begin to look for one another.</summary>
     private static readonly TimeSpan LongestLate = TimeSpan.FromSeconds(1);
 
+    /// <summary>How long a rank that closes the group waits for its own operations, and then for the others to say that theirs are done.</summary>
+    private static readonly TimeSpan LongestFarewell = TimeSpan.FromSeconds(5);
+
     private readonly NcclContext context;
     private readonly string key;
     private readonly NcclCommunicator communicator;
@@ -93,14 +96,33 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
         try
         {
             context.Store.Set(MemberKey("left", Rank), "1"u8);
+            SayFarewell();
         }
-        catch (RankFaultException)
+        catch (Exception problem) when (problem is RankFaultException or InvalidOperationException or OperationCanceledException)
         {
-            // The store is gone, and with it those who would have looked.
+            // The store is gone, or a member did not say that it is done: nothing here is worth waiting for.
         }
         foreach (var channel in channels.Values) channel.Dispose();
         channels.Clear();
         communicator.Dispose();
+    }
+
+    /// <summary>
+    /// A transfer may need the sender's memory after the sender is through with it: members free their communicators when all have said that their
+    /// own operations are done.
+    /// </summary>
+    private void SayFarewell()
+    {
+        if (abortReason is not null || context.Ending.IsCancellationRequested) return;
+        var started = Stopwatch.GetTimestamp();
+        var spinner = new SpinWait();
+        while (!communicator.IsQuiet || !channels.Values.All(channel => channel.IsQuiet))
+        {
+            if (Stopwatch.GetElapsedTime(started) > LongestFarewell) return;
+            spinner.SpinOnce();
+        }
+        if (context.Store.Add($"{key}/done", 1) == Size) context.Store.Set($"{key}/all-done", "1"u8);
+        else context.Store.Get($"{key}/all-done", LongestFarewell, context.Ending);
     }
 
     protected override CollectiveWork AllReduceCore(Tensor tensor, ReduceOp op)

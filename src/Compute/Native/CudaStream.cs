@@ -65,6 +65,7 @@ internal sealed unsafe class CudaStream : IDisposable
     /// <summary>A new event, freed by <see cref="DestroyEvent"/>.</summary>
     public nint CreateEvent()
     {
+        MakeCurrent(Device);
         nint @event;
         Check(cuda.EventCreateWithFlags(&@event, DisableTiming), "cudaEventCreateWithFlags");
         return @event;

@@ -55,8 +55,6 @@ internal sealed unsafe class Nccl
     public readonly delegate* unmanaged<NcclUniqueId*, NcclResult> GetUniqueId;
     public readonly delegate* unmanaged<nint*, int, NcclUniqueId, int, NcclConfig*, NcclResult> CommInitRankConfig;
     public readonly delegate* unmanaged<nint, NcclResult*, NcclResult> CommGetAsyncError;
-    public readonly delegate* unmanaged<nint, NcclResult> CommFinalize;
-    public readonly delegate* unmanaged<nint, NcclResult> CommDestroy;
     public readonly delegate* unmanaged<nint, NcclResult> CommAbort;
     public readonly delegate* unmanaged<nint, nint, nuint, int, int, nint, nint, NcclResult> AllReduce;
     public readonly delegate* unmanaged<nint, nint, nuint, int, nint, nint, NcclResult> AllGather;
@@ -83,8 +81,6 @@ internal sealed unsafe class Nccl
         GetUniqueId = (delegate* unmanaged<NcclUniqueId*, NcclResult>)Export(library, "ncclGetUniqueId");
         CommInitRankConfig = (delegate* unmanaged<nint*, int, NcclUniqueId, int, NcclConfig*, NcclResult>)Export(library, "ncclCommInitRankConfig");
         CommGetAsyncError = (delegate* unmanaged<nint, NcclResult*, NcclResult>)Export(library, "ncclCommGetAsyncError");
-        CommFinalize = (delegate* unmanaged<nint, NcclResult>)Export(library, "ncclCommFinalize");
-        CommDestroy = (delegate* unmanaged<nint, NcclResult>)Export(library, "ncclCommDestroy");
         CommAbort = (delegate* unmanaged<nint, NcclResult>)Export(library, "ncclCommAbort");
         AllReduce = (delegate* unmanaged<nint, nint, nuint, int, int, nint, nint, NcclResult>)Export(library, "ncclAllReduce");
         AllGather = (delegate* unmanaged<nint, nint, nuint, int, nint, nint, NcclResult>)Export(library, "ncclAllGather");

@@ -7,7 +7,7 @@ namespace Megatron.Compute.Ops;
 internal static class QueryKeyNormRotaryKernel
 {
     private const string File = "qk_norm_rotary.cu";
-    private const int MaxGroups = 32, MaxWidth = 128, BackwardBlocks = 6 * 132; // of a Hopper GPU's 132 multiprocessors
+    private const int MaxGroups = 32, MaxWidth = 128, BackwardBlocks = 8 * 132; // of a Hopper GPU's 132 multiprocessors
 
     /// <summary>True when the forward computes heads like these.</summary>
     public static bool Supports(Tensor heads_TQD) => heads_TQD.is_contiguous() && SupportsHeads(heads_TQD);
@@ -39,10 +39,11 @@ internal static class QueryKeyNormRotaryKernel
         var grad_TQD = empty([tokens, numHeads + 2 * numGroups, width], query.dtype, query.device);
         var threads = Threads(grad_TQD.shape[1], query);
         var groups = threads / LanesPerHead(query);
-        var blocks = Math.Min(BackwardBlocks, tokens);
-        using var partial = empty([blocks, 2, width], ScalarType.Float32, query.device);
+        var rounds = Rounds(grad_TQD.shape[1]);
+        var blocks = Math.Min(BackwardBlocks / rounds, tokens);
+        using var partial = empty([rounds * blocks, 2, width], ScalarType.Float32, query.device);
         CudaKernels.Of(File, KernelElement.Define(query)).Launch(
-            "qk_norm_rotary_backward", (uint)blocks, 1, threads, (uint)(groups * 2 * width * sizeof(float)),
+            "qk_norm_rotary_backward", (uint)blocks, (uint)rounds, threads, (uint)(groups * 2 * width * sizeof(float)),
             Pointer(query), Pointer(key), Pointer(value), Pointer(raw?.QueryKey), Pointer(raw?.InverseRms), Pointer(norm?.QueryWeight), Pointer(norm?.KeyWeight),
             Pointer(rotary.Cosines), Pointer(rotary.Sines), Pointer(positions_T), Pointer(grad_TQD), Pointer(partial), tokens, numHeads, numGroups,
             query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1), raw?.QueryKey.stride(0) ?? 0, width);
@@ -62,10 +63,12 @@ internal static class QueryKeyNormRotaryKernel
     /// <summary>Whole warps for all heads of a token at once, or for an even part of them when they are many.</summary>
     private static uint Threads(long heads, Tensor x)
     {
-        var rounds = (heads + MaxGroups - 1) / MaxGroups;
+        var rounds = Rounds(heads);
         var threads = (uint)((heads + rounds - 1) / rounds) * LanesPerHead(x);
         return (threads + 31) / 32 * 32;
     }
+
+    private static long Rounds(long heads) => (heads + MaxGroups - 1) / MaxGroups;
 
     private static long Pointer(Tensor? tensor) => tensor is null ? 0 : Dispatcher.DataPointer(tensor);
 }

@@ -41,5 +41,11 @@ public static class WeightGradient
     }
 
     /// <summary>MainGrad += gradient (same shape, any floating dtype).</summary>
-    public static void Add(Parameter parameter, Tensor gradient) => parameter.MainGrad.add_(gradient);
+    public static void Add(Parameter parameter, Tensor gradient)
+    {
+        using var scope = NewDisposeScope(); // for the handles that in-place operations return
+        var (mainGrad, isEmpty) = parameter.Slot.TakeForWriting();
+        if (isEmpty) mainGrad.copy_(gradient);
+        else mainGrad.add_(gradient);
+    }
 }

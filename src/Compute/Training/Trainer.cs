@@ -86,7 +86,9 @@ public sealed class Trainer : IDisposable
         (this.model, this.options, this.device, this.parallel, world) = (model, options, device, parallel, parallel.World);
         split = new ContextSplit(parallel.ContextParallel.Rank, parallel.ContextParallel.Size);
         ReportsLoss = model.HasHead && parallel.TensorParallel.Rank == 0;
-        var layout = FlatLayout.Create(model.Parameters, parallel, options.BucketElements);
+        // Buckets are units of communication: a replica that is alone would only launch more kernels for them.
+        var isAlone = parallel.DataContextParallel.Size == 1 && parallel.ExpertDataParallel.Size == 1 && options.NumLogicalShards <= 1;
+        var layout = FlatLayout.Create(model.Parameters, parallel, isAlone ? long.MaxValue : options.BucketElements);
         numLocalShards = options.NumLogicalShards / parallel.DataParallel.Size;
         firstShard = numLocalShards * parallel.DataParallel.Rank;
         gradients = layout.CreateGradientBuffer(device, Math.Max(1, numLocalShards));

@@ -63,96 +63,91 @@ extern "C" __global__ void qk_norm_rotary_forward(
 }
 
 // grad_x [tokens, query_heads + 2 key_heads, width] from the three gradients of attention, each with its own strides from token to token and
-// head to head. x, inverse as in the forward; x is null when there is no norm. partial [gridDim.x, 2, width]: this block's share of the
-// gradients of both weights; block b takes tokens b, b + gridDim.x, …
-extern "C" __global__ void qk_norm_rotary_backward(
+// head to head. x, inverse as in the forward; x is null when there is no norm. A thread stays with one head: blockIdx.y chooses which part of
+// the heads, blockIdx.x takes tokens b, b + gridDim.x, … partial [gridDim.y * gridDim.x, 2, width] is a block's share of both weights' gradients.
+extern "C" __global__ void __launch_bounds__(256) qk_norm_rotary_backward(
     const elem* grad_query, const elem* grad_key, const elem* grad_value, const elem* x, const float* inverse, const elem* query_weight, const elem* key_weight,
     const elem* cos_table, const elem* sin_table, const i64* positions, elem* grad_x, float* partial, i64 tokens, i64 query_heads, i64 key_heads,
     i64 query_stride, i64 query_head_stride, i64 key_stride, i64 key_head_stride, i64 value_stride, i64 value_head_stride, i64 x_stride, i64 width)
 {
     extern __shared__ float sums[]; // [groups, 2, width]
     int rotated = (int)(query_heads + key_heads), heads = rotated + (int)key_heads, group = threadIdx.x / LANES, groups = blockDim.x / LANES;
-    int i = (threadIdx.x % LANES) * VEC, half = (int)width / 2;
-    bool lane_on = i < half;
-    float query_acc[2 * VEC], key_acc[2 * VEC];
-    for (int j = 0; j < 2 * VEC; j++) query_acc[j] = key_acc[j] = 0.f;
+    int i = (threadIdx.x % LANES) * VEC, half = (int)width / 2, head = blockIdx.y * groups + group;
+    bool on = i < half && head < heads, is_key = head >= query_heads, turns = on && head < rotated;
+    const elem* in = (!is_key ? grad_query + head * query_head_stride
+        : turns ? grad_key + (head - query_heads) * key_head_stride : grad_value + (head - rotated) * value_head_stride) + i;
+    i64 in_stride = !is_key ? query_stride : turns ? key_stride : value_stride;
+    Pack wa, wb;
+    if (turns && x)
+    {
+        const elem* weight = (is_key ? key_weight : query_weight) + i;
+        wa = load(weight);
+        wb = load(weight + half);
+    }
+    float acc[2 * VEC];
+    for (int j = 0; j < 2 * VEC; j++) acc[j] = 0.f;
+    i64 next_position = blockIdx.x < tokens ? positions[blockIdx.x] : 0;
     for (i64 token = blockIdx.x; token < tokens; token += gridDim.x)
     {
-        i64 position = positions[token];
-        Pack cosines, sines;
-        if (lane_on) { cosines = load(cos_table + position * width + i); sines = load(sin_table + position * half + i); }
-        // All lanes of a warp make the same number of rounds, because they add up sums.
-        for (int base = 0; base < heads; base += groups)
+        i64 position = next_position;
+        if (token + gridDim.x < tokens) next_position = positions[token + gridDim.x];
+        Pack p, q, na, nb, cosines, sines;
+        float r = 0.f, dot = 0.f;
+        if (on) { p = load(in + token * in_stride); q = load(in + token * in_stride + half); }
+        if (turns)
         {
-            int head = base + group;
-            bool on = lane_on && head < heads, is_key = head >= query_heads, turns = on && head < rotated;
-            Pack p, q, na, nb, wa, wb;
-            float a[VEC], b[VEC], r = 0.f, dot = 0.f;
-            if (on)
-            {
-                const elem* in = !is_key ? grad_query + token * query_stride + head * query_head_stride
-                    : turns ? grad_key + token * key_stride + (head - query_heads) * key_head_stride
-                            : grad_value + token * value_stride + (head - rotated) * value_head_stride;
-                p = load(in + i);
-                q = load(in + half + i);
-            }
-            if (turns && x)
-            {
-                const elem* raw = x + token * x_stride + head * width + i;
-                const elem* weight = (is_key ? key_weight : query_weight) + i;
-                na = load(raw); nb = load(raw + half);
-                wa = load(weight); wb = load(weight + half);
-                r = inverse[token * rotated + head];
-            }
-            if (turns)
-            {
-                for (int j = 0; j < VEC; j++) { a[j] = up(p.v[j]); b[j] = up(q.v[j]); }
-                rotate(a, b, cosines, sines, -1.f);
-                for (int j = 0; j < VEC; j++) { p.v[j] = down(a[j]); q.v[j] = down(b[j]); }
-            }
+            cosines = load(cos_table + position * width + i);
+            sines = load(sin_table + position * half + i);
             if (x)
             {
-                if (turns)
-                    for (int j = 0; j < VEC; j++)
-                    {
-                        a[j] = up(p.v[j]);
-                        b[j] = up(q.v[j]);
-                        dot += (a[j] * up(wa.v[j]) * up(na.v[j]) + b[j] * up(wb.v[j]) * up(nb.v[j])) * r;
-                    }
-                float mean = head_sum(dot) / (float)width;
-                if (turns)
-                    for (int j = 0; j < VEC; j++)
-                    {
-                        float normal_a = up(na.v[j]) * r, normal_b = up(nb.v[j]) * r, share_a = a[j] * up(down(normal_a)), share_b = b[j] * up(down(normal_b));
-                        query_acc[j] += is_key ? 0.f : share_a;
-                        query_acc[VEC + j] += is_key ? 0.f : share_b;
-                        key_acc[j] += is_key ? share_a : 0.f;
-                        key_acc[VEC + j] += is_key ? share_b : 0.f;
-                        p.v[j] = down((a[j] * up(wa.v[j]) - normal_a * mean) * r);
-                        q.v[j] = down((b[j] * up(wb.v[j]) - normal_b * mean) * r);
-                    }
+                const elem* raw = x + token * x_stride + head * width + i;
+                na = load(raw);
+                nb = load(raw + half);
+                r = inverse[token * rotated + head];
             }
-            if (!on) continue;
-            elem* out = grad_x + (token * heads + head) * width + i;
-            store(out, p);
-            store(out + half, q);
+            for (int j = 0; j < VEC; j++)
+            {
+                float c = up(cosines.v[j]), s = up(sines.v[j]), aj = up(p.v[j]), bj = up(q.v[j]);
+                p.v[j] = down(aj * c + bj * s);
+                q.v[j] = down(bj * c - aj * s);
+            }
         }
+        if (x)
+        {
+            if (turns)
+                for (int j = 0; j < VEC; j++) dot += up(p.v[j]) * up(wa.v[j]) * up(na.v[j]) + up(q.v[j]) * up(wb.v[j]) * up(nb.v[j]);
+            float mean = head_sum(dot * r) / (float)width; // all lanes of a warp take part
+            if (turns)
+                for (int j = 0; j < VEC; j++)
+                {
+                    float normal_a = up(na.v[j]) * r, normal_b = up(nb.v[j]) * r, aj = up(p.v[j]), bj = up(q.v[j]);
+                    acc[j] += aj * up(down(normal_a));
+                    acc[VEC + j] += bj * up(down(normal_b));
+                    p.v[j] = down((aj * up(wa.v[j]) - normal_a * mean) * r);
+                    q.v[j] = down((bj * up(wb.v[j]) - normal_b * mean) * r);
+                }
+        }
+        if (!on) continue;
+        elem* out = grad_x + (token * heads + head) * width + i;
+        store(out, p);
+        store(out + half, q);
     }
     if (!x) return;
-    if (lane_on)
+    if (i < half)
         for (int j = 0; j < VEC; j++)
         {
             float* mine = sums + group * 2 * width + i + j;
-            mine[0] = query_acc[j];
-            mine[half] = query_acc[VEC + j];
-            mine[width] = key_acc[j];
-            mine[width + half] = key_acc[VEC + j];
+            bool of_query = turns && !is_key, of_key = turns && is_key;
+            mine[0] = of_query ? acc[j] : 0.f;
+            mine[half] = of_query ? acc[VEC + j] : 0.f;
+            mine[width] = of_key ? acc[j] : 0.f;
+            mine[width + half] = of_key ? acc[VEC + j] : 0.f;
         }
     __syncthreads();
     for (int c = threadIdx.x; c < 2 * width; c += blockDim.x)
     {
         float total = 0.f;
         for (int g = 0; g < groups; g++) total += sums[g * 2 * width + c];
-        partial[(i64)blockIdx.x * 2 * width + c] = total;
+        partial[((i64)blockIdx.y * gridDim.x + blockIdx.x) * 2 * width + c] = total;
     }
 }
