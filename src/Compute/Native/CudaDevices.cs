@@ -40,10 +40,13 @@ public static unsafe class CudaDevices
     }
 
     /// <summary>Bytes taken of the current GPU, by all processes: what its allocators hold, which never shrinks during a run.</summary>
-    public static long UsedBytes()
+    public static long UsedBytes() => Memory().Used;
+
+    /// <summary>Bytes taken of the current GPU, by all processes, and its size.</summary>
+    public static (long Used, long Total) Memory()
     {
         nuint free, total;
         StableAbi.Check(LibTorch.CudaAbi.MemGetInfo(&free, &total), "cudaMemGetInfo");
-        return (long)(total - free);
+        return ((long)(total - free), (long)total);
     }
 }

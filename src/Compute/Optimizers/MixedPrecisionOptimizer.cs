@@ -35,6 +35,9 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     /// <summary>State of every parameter of which this rank owns a part, in buffer order.</summary>
     public IReadOnlyList<OptimizerStateRange> State => state;
 
+    /// <summary>Bytes of masters and moments on this rank; an fp32 model's weights are its masters and not counted.</summary>
+    public long StateBytes => owned.Sum(part => sizeof(float) * ((part.Master?.numel() ?? 0) + part.ExpAvg.numel() + (part.ExpAvgSq?.numel() ?? 0)));
+
     /// <summary>Steps done (skipped ones not counted): the bias corrections' exponent. Set when a checkpoint is loaded.</summary>
     public long StepCount { get; set; }
 

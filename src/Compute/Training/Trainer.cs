@@ -105,15 +105,32 @@ public sealed class Trainer : IDisposable
     /// </summary>
     /// <param name="batch">This rank's share.</param>
     /// <param name="learningRate">Of this step.</param>
+    /// <exception cref="ConfigException">GPU004: the device's memory ran out; says what holds how much.</exception>
     public StepMetrics TrainStep(GlobalBatch batch, double learningRate)
     {
         using var scope = NewDisposeScope();
-        AccumulateGradients(batch);
-        Optimizer.ReduceGradients();
-        var update = Optimizer.Step(learningRate);
-        var metrics = Metrics(batch, update);
-        parallel.ThrowIfFaulted();
-        return metrics;
+        ConfigException? explained = null;
+        try
+        {
+            AccumulateGradients(batch);
+            Optimizer.ReduceGradients();
+            var update = Optimizer.Step(learningRate);
+            var metrics = Metrics(batch, update);
+            parallel.ThrowIfFaulted();
+            return metrics;
+        }
+        // In the filter everything is still held; after it the step's activations are gone.
+        catch (Exception e) when ((explained = OutOfMemory.Explain(e, Memory(), batch.MicroBatches.Max(microBatch => microBatch.NumTokens))) is not null)
+        {
+            throw explained;
+        }
+    }
+
+    /// <summary>What this rank holds on its device right now.</summary>
+    public DeviceMemory Memory()
+    {
+        var weights = model.Parameters.Sum(parameter => parameter.NumElements * parameter.Data.element_size());
+        return new DeviceMemory(weights, gradients.NumElements * sizeof(float) * gradients.NumLogicalShards, Optimizer.StateBytes, stage.SavedBytes);
     }
 
     /// <summary>

@@ -52,6 +52,44 @@ public sealed class TrainingTests(ITestOutputHelper output)
         Assert.True(losses[^1] < losses[0] - 0.5, $"the loss did not fall: {losses[0]} to {losses[^1]}");
     }
 
+    [Fact]
+    public void Train_MemoryRunsOut_SaysWhatHoldsHowMuchAndWhatHelps()
+    {
+        Assert.SkipWhen(Megatron.Testing.Gpu.IsMissing, Megatron.Testing.Gpu.WhyNot ?? "");
+        var ballast = new List<TorchSharp.torch.Tensor>();
+        try
+        {
+            var fault = Assert.Throws<ConfigException>(() => Train(new TrainingConfig { TorchDtype = "bfloat16", MicroBatchSize = 4 }, 1, step =>
+            {
+                if (step == 0) FillMemory(ballast);
+            }));
+            output.WriteLine(fault.Message);
+            Assert.Contains("GPU004", fault.Message);
+            Assert.Contains("saved activations", fault.Message);
+            Assert.Contains("--use_distributed_optimizer", fault.Message);
+        }
+        finally
+        {
+            foreach (var tensor in ballast) tensor.Dispose();
+        }
+    }
+
+    /// <summary>Takes all of the GPU, also what the allocator keeps of earlier tests.</summary>
+    private static void FillMemory(List<TorchSharp.torch.Tensor> ballast)
+    {
+        for (var bytes = 8L << 30; bytes >= 1L << 20; bytes /= 2)
+        {
+            try
+            {
+                while (true) ballast.Add(TorchSharp.torch.empty(bytes, TorchSharp.torch.ScalarType.Byte, Megatron.Testing.Gpu.Device).DetachFromDisposeScope());
+            }
+            catch (System.Runtime.InteropServices.ExternalException)
+            {
+                // No more pieces of this size.
+            }
+        }
+    }
+
     private static double[] Train(TrainingConfig config, int steps, Action<int> afterStep)
     {
         using var parallel = ParallelState.SingleRank();
@@ -61,6 +99,7 @@ public sealed class TrainingTests(ITestOutputHelper output)
         trainer.Optimizer.CopyModelToMasters();
         var source = Source(config.MicroBatchSize);
         var losses = new double[steps];
+        afterStep(0);
         for (var step = 1; step <= steps; step++)
         {
             losses[step - 1] = trainer.TrainStep(source.Get(step - 1), 1e-3).Loss;
