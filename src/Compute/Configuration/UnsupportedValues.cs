@@ -48,8 +48,6 @@ public static class UnsupportedValues
         new("sequence_parallel_size", ["1"], "use --context_parallel_size"),
 
         // Training
-        new("optimizer_cpu_offload", ["false"]),
-        new("optimizer_offload_fraction", ["1"]),
         new("dataloader_type", ["cyclic", "single"]),
         new("cuda_graph", ["false"]),
 

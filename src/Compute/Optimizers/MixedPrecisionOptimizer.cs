@@ -35,8 +35,8 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     /// <summary>State of every parameter of which this rank owns a part, in buffer order.</summary>
     public IReadOnlyList<OptimizerStateRange> State => state;
 
-    /// <summary>Bytes of masters and moments on this rank; an fp32 model's weights are its masters and not counted.</summary>
-    public long StateBytes => owned.Sum(part => sizeof(float) * ((part.Master?.numel() ?? 0) + part.ExpAvg.numel() + (part.ExpAvgSq?.numel() ?? 0)));
+    /// <summary>Bytes of masters and moments on this rank's device; an fp32 model's weights are its masters and not counted.</summary>
+    public long StateBytes => owned.Where(part => !part.IsOffloaded).Sum(part => sizeof(float) * ((part.Master?.numel() ?? 0) + part.ExpAvg.numel() + (part.ExpAvgSq?.numel() ?? 0)));
 
     /// <summary>Steps done (skipped ones not counted): the bias corrections' exponent. Set when a checkpoint is loaded.</summary>
     public long StepCount { get; set; }
@@ -66,9 +66,10 @@ public sealed class MixedPrecisionOptimizer : IDisposable
         countedRanges = GradientNorm.CountedRanges(layout, parallel, options.UseDistributedOptimizer && !options.OrderedReduction);
         reducer = new GradientReducer(layout, gradients, parallel, options);
         using var scope = NewDisposeScope();
+        var offloaded = weights.device_type == DeviceType.CPU || options.Kind != OptimizerKind.Adam ? 0 : options.OffloadFraction * layout.NumElements;
         foreach (var bucket in layout.Buckets)
         {
-            owned.Add(Own(bucket));
+            owned.Add(Own(bucket, isOffloaded: bucket.Range.Begin < offloaded));
             foreach (var entry in bucket.Entries) AddState(entry, owned[^1]);
         }
     }
@@ -186,9 +187,15 @@ public sealed class MixedPrecisionOptimizer : IDisposable
 
     private void Update(OwnedRange part, FlatRange range, double learningRate, double weightDecay, double gradientFactor)
     {
+        if (range.Length == 0) return;
         var chunkLength = weights.device_type == DeviceType.CPU ? ChunkLengthCpu : ChunkLengthDevice;
         var adam = new AdamWStep(
             learningRate, weightDecay, options.AdamBeta1, options.AdamBeta2, options.AdamEps, StepCount, gradientFactor);
+        if (part.IsOffloaded)
+        {
+            UpdateOnHost(part, range, adam);
+            return;
+        }
         if (part.ExpAvgSq is not null && weights.device_type == DeviceType.CUDA) chunkLength = range.Length;
         for (var begin = range.Begin; begin < range.End; begin += chunkLength)
         {
@@ -208,6 +215,17 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             else AdamW.Reference(master, gradient, expAvg, part.Slice(part.ExpAvgSq, chunk), adam);
             if (part.Master is not null) model.copy_(master);
         }
+    }
+
+    /// <summary>Gradients to the host, the update there, weights back: each way one copy of the range.</summary>
+    private void UpdateOnHost(OwnedRange part, FlatRange range, AdamWStep step)
+    {
+        using var scope = NewDisposeScope();
+        var gradient = gradients.Slice(range.Begin, range.Length).cpu();
+        var master = part.Slice(part.Master ?? throw new InvalidOperationException("An fp32 model's masters are its weights and stay on the device."), range);
+        var expAvgSq = part.Slice(part.ExpAvgSq ?? throw new InvalidOperationException("Only Adam's state is moved to the host."), range);
+        AdamWHost.Step(master, gradient, part.Slice(part.ExpAvg, range), expAvgSq, step);
+        Slice(weights, range).copy_(master.to_type(weights.dtype));
     }
 
     private void StartGather(OwnedRange part)
@@ -239,14 +257,15 @@ public sealed class MixedPrecisionOptimizer : IDisposable
         if (fault is not null) throw fault;
     }
 
-    private OwnedRange Own(FlatBucket bucket)
+    private OwnedRange Own(FlatBucket bucket, bool isOffloaded)
     {
         var range = bucket.OwnedRange(options.UseDistributedOptimizer);
-        var device = weights.device;
-        var master = weights.dtype == ScalarType.Float32 ? null : Keep(Slice(weights, range).to_type(ScalarType.Float32));
+        isOffloaded &= weights.dtype != ScalarType.Float32;
+        var device = isOffloaded ? CPU : weights.device;
+        var master = weights.dtype == ScalarType.Float32 ? null : Keep(Slice(weights, range).to(ScalarType.Float32, device));
         var expAvg = Keep(zeros(range.Length, dtype: float32, device: device));
         var expAvgSq = options.Kind == OptimizerKind.Adam ? Keep(zeros(range.Length, dtype: float32, device: device)) : null;
-        return new OwnedRange(bucket, range, master, expAvg, expAvgSq);
+        return new OwnedRange(bucket, range, master, expAvg, expAvgSq, isOffloaded);
     }
 
     private void AddState(FlatEntry entry, OwnedRange part)
@@ -279,7 +298,7 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     private static Tensor Keep(Tensor tensor) => tensor.DetachFromDisposeScope();
 
     /// <summary>The part of a bucket that this rank updates. Master is null for an fp32 model: the weights are the master.</summary>
-    private sealed record OwnedRange(FlatBucket Bucket, FlatRange Range, Tensor? Master, Tensor ExpAvg, Tensor? ExpAvgSq)
+    private sealed record OwnedRange(FlatBucket Bucket, FlatRange Range, Tensor? Master, Tensor ExpAvg, Tensor? ExpAvgSq, bool IsOffloaded)
     {
         public Tensor Slice(Tensor own, FlatRange range) => own.narrow(0, range.Begin - Range.Begin, range.Length);
     }

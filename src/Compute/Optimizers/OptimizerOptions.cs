@@ -52,6 +52,12 @@ public sealed record OptimizerOptions
     /// <summary><c>--overlap_param_gather</c>: new weights are gathered bucket by bucket and waited for where they are first read.</summary>
     public bool OverlapParamGather { get; init; }
 
+    /// <summary>
+    /// <c>--optimizer_cpu_offload</c> and <c>--optimizer_offload_fraction</c>: the share of masters and moments, counted in whole buckets from the
+    /// first, that lies in host memory and is updated there. 0 on a CPU and for SGD. The same numbers to the last roundings.
+    /// </summary>
+    public double OffloadFraction { get; init; }
+
     /// <summary><c>--grad_reduce_in_bf16</c>: the dtype in which gradients travel between replicas; null is fp32.</summary>
     public ScalarType? ReduceIn16Bits { get; init; }
 }

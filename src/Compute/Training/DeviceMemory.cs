@@ -28,7 +28,7 @@ internal static partial class OutOfMemory
             + $"optimizer state {Text(held.OptimizerState)}, saved activations {Text(held.Activations)} (micro-batch of {microBatchTokens} tokens), workspaces, cache and other processes {Text(rest)}. "
             + (held.Activations >= held.OptimizerState
                 ? "The activations are the largest part: give a smaller --micro_batch_size or --max_length, --recompute_granularity full --recompute_method uniform --recompute_num_layers 1, or --context_parallel_size 2."
-                : "The optimizer state is the largest part: give --use_distributed_optimizer true on more data-parallel ranks, or a larger --tensor_model_parallel_size or --pipeline_model_parallel_size."));
+                : "The optimizer state is the largest part: give --optimizer_cpu_offload true, --use_distributed_optimizer true on more data-parallel ranks, or a larger --tensor_model_parallel_size or --pipeline_model_parallel_size."));
     }
 
     private static string Text(long bytes) => string.Create(CultureInfo.InvariantCulture, $"{bytes / (double)(1L << 30):F2} GiB");

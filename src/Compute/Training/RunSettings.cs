@@ -72,6 +72,7 @@ public static class RunSettings
             AdamEps = config.AdamEps,
             SgdMomentum = config.SgdMomentum,
             UseDistributedOptimizer = config.UseDistributedOptimizer,
+            OffloadFraction = config.OptimizerCpuOffload ? config.OptimizerOffloadFraction : 0,
             OrderedReduction = config.LogicalDataShards is not null,
             OverlapGradReduce = config.OverlapGradReduce,
             OverlapParamGather = config.OverlapParamGather,

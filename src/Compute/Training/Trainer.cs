@@ -1,4 +1,5 @@
 using Megatron.Compute.Checkpointing;
+using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
@@ -86,8 +87,8 @@ public sealed class Trainer : IDisposable
         (this.model, this.options, this.device, this.parallel, world) = (model, options, device, parallel, parallel.World);
         split = new ContextSplit(parallel.ContextParallel.Rank, parallel.ContextParallel.Size);
         ReportsLoss = model.HasHead && parallel.TensorParallel.Rank == 0;
-        // Buckets are units of communication: a replica that is alone would only launch more kernels for them.
-        var isAlone = parallel.DataContextParallel.Size == 1 && parallel.ExpertDataParallel.Size == 1 && options.NumLogicalShards <= 1;
+        // Buckets are units of communication and of moving state to the host: a replica that is alone would only launch more kernels for them.
+        var isAlone = options.Optimizer.OffloadFraction == 0 && parallel.DataContextParallel.Size == 1 && parallel.ExpertDataParallel.Size == 1 && options.NumLogicalShards <= 1;
         var layout = FlatLayout.Create(model.Parameters, parallel, isAlone ? long.MaxValue : options.BucketElements);
         numLocalShards = options.NumLogicalShards / parallel.DataParallel.Size;
         firstShard = numLocalShards * parallel.DataParallel.Rank;
