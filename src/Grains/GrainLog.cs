@@ -28,6 +28,9 @@ internal static partial class GrainLog
     [LoggerMessage(LogLevel.Information, "job {JobId} attempt {Attempt} save {SaveId} step {Iteration}: {Reason}")]
     public static partial void Checkpoint(ILogger logger, string jobId, int attempt, string saveId, long iteration, string reason);
 
+    [LoggerMessage(LogLevel.Warning, "a message was not delivered ({What}): {Message}")]
+    public static partial void CallFailed(ILogger logger, string what, string message);
+
     [LoggerMessage("{Count} reports were not delivered, again in {DelaySeconds} s")]
     public static partial void DeliveryFailed(ILogger logger, LogLevel level, int count, double delaySeconds, Exception fault);
 }

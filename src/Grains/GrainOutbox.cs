@@ -12,7 +12,7 @@ internal sealed class GrainOutbox<T>
 {
     private const int MaxBatch = 256;
     private static readonly TimeSpan firstDelay = TimeSpan.FromMilliseconds(100);
-    private static readonly TimeSpan longestDelay = TimeSpan.FromSeconds(5);
+    private static readonly TimeSpan longestDelay = TimeSpan.FromSeconds(1);
 
     private readonly Channel<T> queue = Channel.CreateUnbounded<T>(new UnboundedChannelOptions { SingleReader = true });
     private readonly Func<IReadOnlyList<T>, Task> deliver;

@@ -1,26 +1,38 @@
+using Megatron.Compute.Distributed;
 using Megatron.Compute.Training;
+using Megatron.Grains.Cluster;
+using Megatron.Grains.Jobs;
 using Megatron.Grains.Ranks;
+using Megatron.Grains.Rendezvous;
 using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.DependencyInjection.Extensions;
 using Orleans.Runtime.MembershipService.SiloMetadata;
 
 namespace Megatron.Grains;
 
+/// <summary>What the control plane lends to a rank worker.</summary>
+/// <param name="Rendezvous">Where the ranks of an attempt find one another; blocking, for the rank's thread only.</param>
+public sealed record RankServices(Func<AttemptId, IRendezvousStore> Rendezvous);
+
 /// <summary>What the grains need of a silo; the silo and the tests compose it the same way.</summary>
 public static class GrainServices
 {
-    /// <summary>Name of the grain storage that keeps job states.</summary>
+    /// <summary>Name of the grain storage that keeps job states, the job directory and the device pool.</summary>
     public const string JobStorage = "jobs";
 
     /// <summary>Registers the node, its workers and the placement of rank grains.</summary>
-    /// <param name="createWorker">Makes the worker of a device (its index on the node) when the first rank is started there.</param>
-    public static ISiloBuilder AddTrainingGrains(this ISiloBuilder silo, NodeIdentity node, Func<int, IRankWorker> createWorker)
+    /// <param name="workers">Called once; what it returns makes the worker of a device (its index on the node) when the first rank is started there.</param>
+    public static ISiloBuilder AddTrainingGrains(this ISiloBuilder silo, NodeIdentity node, Func<RankServices, Func<int, IRankWorker>> workers)
     {
         silo.UseSiloMetadata(node.ToMetadata());
-        silo.Services.TryAddSingleton(TimeProvider.System);
+        silo.Services.TryAddSingleton(new ControlClock(TimeProvider.System));
+        silo.Services.TryAddSingleton(new JobTimings());
+        silo.Services.TryAddSingleton<ISiloProcess, LastingSiloProcess>();
         silo.Services.AddSingleton(node);
-        silo.Services.AddSingleton(_ => new RankWorkerRegistry(node, createWorker));
+        silo.Services.AddSingleton(services => new RankServices(attempt => new GrainRendezvousStore(services.GetRequiredService<IGrainFactory>(), attempt)));
+        silo.Services.AddSingleton(services => new RankWorkerRegistry(node, workers(services.GetRequiredService<RankServices>())));
         silo.Services.AddSingleton<ClusterDevices>();
+        silo.Services.AddSingleton<ILifecycleParticipant<ISiloLifecycle>, ClusterWatch>();
         silo.Services.AddPlacementDirector<DeviceOwnerPlacement, DeviceOwnerPlacementDirector>();
         return silo;
     }

@@ -2,6 +2,7 @@ using System.Net;
 using System.Net.Sockets;
 using Megatron.Compute.Training;
 using Megatron.Grains;
+using Megatron.Grains.Cluster;
 using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.Hosting;
 using Orleans.Configuration;
@@ -31,11 +32,17 @@ public sealed class SiloHost : IAsyncDisposable
     /// system, grain state in memory.
     /// </summary>
     /// <param name="createWorker">Makes the worker of a device when the first rank is started on it; the silo disposes it.</param>
-    public static async Task<SiloHost> StartAsync(SiloOptions options, Func<int, IRankWorker> createWorker, CancellationToken cancellation = default)
+    public static Task<SiloHost> StartAsync(SiloOptions options, Func<int, IRankWorker> createWorker, CancellationToken cancellation = default) =>
+        StartAsync(options, _ => createWorker, cancellation);
+
+    /// <summary>As above, for workers that meet those of other silos.</summary>
+    /// <param name="workers">Gets what the control plane lends to the workers, once, and returns what makes them.</param>
+    public static async Task<SiloHost> StartAsync(
+        SiloOptions options, Func<RankServices, Func<int, IRankWorker>> workers, CancellationToken cancellation = default)
     {
         for (int attempt = 1; ; attempt++)
         {
-            var host = Build(options, createWorker);
+            var host = Build(options, workers);
             try
             {
                 await host.StartAsync(cancellation);
@@ -61,7 +68,7 @@ public sealed class SiloHost : IAsyncDisposable
         await DisposeHostAsync(host);
     }
 
-    private static IHost Build(SiloOptions options, Func<int, IRankWorker> createWorker)
+    private static IHost Build(SiloOptions options, Func<RankServices, Func<int, IRankWorker>> workers)
     {
         var builder = Host.CreateEmptyApplicationBuilder(new HostApplicationBuilderSettings { DisableDefaults = true, ApplicationName = "megatron" });
         builder.Services.AddSingleton<IHostLifetime, SilentLifetime>();
@@ -73,7 +80,7 @@ public sealed class SiloHost : IAsyncDisposable
             else
                 StandAlone(silo);
             silo.Configure<ClusterMembershipOptions>(options.Membership.ApplyTo);
-            silo.AddTrainingGrains(new NodeIdentity(options.NodeName, options.Devices), createWorker);
+            silo.AddTrainingGrains(new NodeIdentity(options.NodeName, options.Devices), workers);
         });
         return builder.Build();
     }

@@ -1,37 +1,54 @@
 using System.Collections.Concurrent;
 using Megatron.Compute.Training;
+using Megatron.Grains.Cluster;
 using Megatron.Grains.Jobs;
 using Megatron.Testing;
+using Microsoft.Extensions.DependencyInjection;
 using Orleans.TestingHost;
 
 namespace Megatron.Grains.Tests;
 
-/// <summary>A real silo in this process with fake rank workers; node 0 owns the devices.</summary>
+/// <summary>
+/// Real silos in this process with fake rank workers; silo n is node n. Grain state is kept outside the silos, as a Redis would. A silo started later
+/// has the next number; a killed one leaves the membership at once (the time that takes is measured with real processes, elsewhere).
+/// </summary>
 public sealed class TrainingCluster : IAsyncDisposable
 {
     private readonly InProcessTestCluster cluster;
+    private readonly ConcurrentDictionary<(string Node, int Index), FakeRankWorker> workers;
 
-    private TrainingCluster(InProcessTestCluster cluster, ConcurrentDictionary<int, FakeRankWorker> workers)
+    private TrainingCluster(InProcessTestCluster cluster, ConcurrentDictionary<(string, int), FakeRankWorker> workers)
     {
         this.cluster = cluster;
-        Workers = workers;
+        this.workers = workers;
     }
 
-    public ConcurrentDictionary<int, FakeRankWorker> Workers { get; }
+    /// <summary>The workers of node 0.</summary>
+    public IReadOnlyDictionary<int, FakeRankWorker> Workers => workers.Where(pair => pair.Key.Node == "node0").ToDictionary(pair => pair.Key.Index, pair => pair.Value);
 
     public IGrainFactory Grains => cluster.Client;
 
+    /// <summary>Address of the only silo.</summary>
+    public string Silo => cluster.Silos.Single().SiloAddress.ToParsableString();
+
     public static async Task<TrainingCluster> StartAsync(
-        int numDevices, Func<FakeRankWorker, RankCommand, IEnumerable<RankReport>>? script = null)
+        int numDevices, Func<FakeRankWorker, RankCommand, IEnumerable<RankReport>>? script = null, int numSilos = 1, TimeProvider? clock = null)
     {
-        var workers = new ConcurrentDictionary<int, FakeRankWorker>();
-        for (int index = 0; index < numDevices; index++)
-            workers[index] = new FakeRankWorker(index) { Script = script };
-        var builder = new InProcessTestClusterBuilder(1);
+        var workers = new ConcurrentDictionary<(string, int), FakeRankWorker>();
+        var storage = new SharedGrainStorage();
+        int numStarted = -1;
+        var builder = new InProcessTestClusterBuilder((short)numSilos);
         builder.ConfigureSilo((_, silo) =>
         {
-            silo.AddMemoryGrainStorage(GrainServices.JobStorage);
-            silo.AddTrainingGrains(new NodeIdentity("node0", Enumerable.Range(0, numDevices)), index => workers[index]);
+            string node = $"node{Interlocked.Increment(ref numStarted)}";
+            for (int index = 0; index < numDevices; index++)
+                workers[(node, index)] = new FakeRankWorker(index) { Script = script };
+            silo.Services.AddKeyedSingleton<Orleans.Storage.IGrainStorage>(GrainServices.JobStorage, storage);
+            // On a busy machine a fake rank may be slow to end; none of them hangs.
+            silo.Services.AddSingleton(new JobTimings { Clearing = TimeSpan.FromMinutes(5) });
+            if (clock is not null)
+                silo.Services.AddSingleton(new ControlClock(clock));
+            silo.AddTrainingGrains(new NodeIdentity(node, Enumerable.Range(0, numDevices)), _ => index => workers[(node, index)]);
         });
         var cluster = builder.Build();
         await cluster.DeployAsync();
@@ -40,7 +57,26 @@ public sealed class TrainingCluster : IAsyncDisposable
 
     public IJobGrain Job(string id) => Grains.GetGrain<IJobGrain>(id);
 
-    public static JobSpec Spec(string id, int worldSize = 1, int pipelineSize = 1, int maxRestarts = 0) => new()
+    public FakeRankWorker Worker(int node, int index) => workers[($"node{node}", index)];
+
+    /// <summary>Address of the silo of a node.</summary>
+    public async Task<string> SiloOfAsync(int node)
+    {
+        var status = await Grains.GetGrain<IMembershipGrain>(IMembershipGrain.Key).GetStatus();
+        return status.Silos.Single(silo => silo.Node == $"node{node}").Address;
+    }
+
+    /// <summary>Starts another silo, with devices of its own.</summary>
+    public Task AddSiloAsync() => cluster.StartAdditionalSiloAsync();
+
+    /// <summary>Ends the silo of a node without asking its grains.</summary>
+    public async Task KillSiloAsync(int node)
+    {
+        string address = await SiloOfAsync(node);
+        await cluster.KillSiloAsync(cluster.Silos.Single(silo => silo.SiloAddress.ToParsableString() == address));
+    }
+
+    public static JobSpec Spec(string id, int worldSize = 1, int pipelineSize = 1, int maxRestarts = 0, bool isElastic = false) => new()
     {
         JobId = id,
         Name = id,
@@ -49,6 +85,7 @@ public sealed class TrainingCluster : IAsyncDisposable
         PipelineSize = pipelineSize,
         OutputFolder = "/nowhere",
         MaxRestarts = maxRestarts,
+        IsElastic = isElastic,
     };
 
     /// <summary>Follows the job to its end.</summary>
@@ -69,6 +106,25 @@ public sealed class TrainingCluster : IAsyncDisposable
                 return typed;
         }
         throw new InvalidOperationException($"job {id} ended without the {typeof(TEvent).Name} that was waited for");
+    }
+
+    /// <summary>Asks the job, also while its grain moves, until its status fits.</summary>
+    public async Task<JobStatus> WaitForStatusAsync(string id, Func<JobStatus, bool> fits)
+    {
+        using var patience = new CancellationTokenSource(TimeSpan.FromMinutes(2));
+        while (true)
+        {
+            patience.Token.ThrowIfCancellationRequested();
+            try
+            {
+                if (await Job(id).GetStatus() is var status && fits(status))
+                    return status;
+            }
+            catch (Exception moved) when (moved is OrleansException or TimeoutException)
+            {
+                // The call was on its way to a silo that is gone.
+            }
+        }
     }
 
     public async ValueTask DisposeAsync()

@@ -41,10 +41,10 @@ public sealed class FakeRankWorker : IRankWorker
     public void Report(RankReport report) =>
         (sink ?? throw new InvalidOperationException("nobody has subscribed to this worker")).Invoke(report);
 
-    /// <summary>The next command, in order; it must be of the kind named. Waits for it, and fails after a minute.</summary>
+    /// <summary>The next command, in order; it must be of the kind named. Waits for it, and fails after two minutes.</summary>
     public async Task<TCommand> NextAsync<TCommand>() where TCommand : RankCommand
     {
-        var command = await commands.Reader.ReadAsync().AsTask().WaitAsync(TimeSpan.FromMinutes(1));
+        var command = await commands.Reader.ReadAsync().AsTask().WaitAsync(TimeSpan.FromMinutes(2));
         return command as TCommand ?? throw new InvalidOperationException($"expected {typeof(TCommand).Name}, got {command}");
     }
 

@@ -15,6 +15,9 @@ public sealed class ObservedWorld(IProcessGroupFactory inner, Action<StartedOper
     /// <inheritdoc/>
     public ProcessGroup Create(string name, int globalRank, IReadOnlyList<int> members) => new Observed(inner.Create(name, globalRank, members), onStart);
 
+    /// <inheritdoc/>
+    public void Abort(string reason) => inner.Abort(reason);
+
     private sealed class Observed(ProcessGroup inner, Action<StartedOperation> onStart) : ProcessGroup(inner.Name, inner.Rank, inner.GlobalRanks)
     {
         public override void Abort(string reason) => inner.Abort(reason);

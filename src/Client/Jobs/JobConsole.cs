@@ -62,7 +62,9 @@ public sealed class JobConsole : IJobConsole, IDisposable
                 ShowNotice(notice);
                 break;
             case JobEventsSkipped skipped:
-                Say(string.Create(CultureInfo.InvariantCulture, $"({skipped.NumSkipped} earlier events are not kept)"));
+                Say(skipped.NumSkipped == 0
+                    ? "(the job has moved to another silo; what it said just before is not kept)"
+                    : string.Create(CultureInfo.InvariantCulture, $"({skipped.NumSkipped} earlier events are not kept)"));
                 break;
             case JobPhaseChanged changed:
                 ShowPhase(changed);

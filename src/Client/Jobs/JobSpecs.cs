@@ -17,5 +17,7 @@ public static class JobSpecs
         PipelineSize = run.Config.PipelineModelParallelSize,
         OutputFolder = run.Folder,
         MaxRestarts = run.Config.MaxRestarts,
+        IsElastic = run.Config.Cluster is not null,
+        Layout = JobLayout.Of(run.Config),
     };
 }

@@ -12,4 +12,10 @@ public interface IProcessGroupFactory
     /// <param name="members">Global ranks, ascending.</param>
     /// <exception cref="RankFaultException">A member did not come in time.</exception>
     ProcessGroup Create(string name, int globalRank, IReadOnlyList<int> members);
+
+    /// <summary>
+    /// Aborts every group opened here and releases whoever waits in <see cref="Create"/>; it opens none any more. Any thread may call it, any
+    /// number of times.
+    /// </summary>
+    void Abort(string reason);
 }

@@ -41,15 +41,17 @@ public static class RendezvousLimits
     /// <summary>Bytes of a value.</summary>
     public const int MaxValueLength = 1 << 20;
 
+    /// <summary>Checks a key.</summary>
     /// <exception cref="ArgumentException">Too long, or empty.</exception>
-    internal static void CheckKey(string key)
+    public static void CheckKey(string key)
     {
         var length = System.Text.Encoding.UTF8.GetByteCount(key);
         if (length is 0 or > MaxKeyLength) throw new ArgumentException($"A rendezvous key has {length} bytes; 1 to {MaxKeyLength} are allowed.");
     }
 
+    /// <summary>Checks the length of a value.</summary>
     /// <exception cref="ArgumentException">Too long.</exception>
-    internal static void CheckValue(int length)
+    public static void CheckValue(int length)
     {
         if (length > MaxValueLength) throw new ArgumentException($"A rendezvous value has {length} bytes; at most {MaxValueLength} are allowed.");
     }

@@ -64,6 +64,9 @@ public sealed class InProcessRendezvousStore : IRendezvousStore
         lock (gate) return [.. values.Keys.Where(key => key.StartsWith(prefix, StringComparison.Ordinal)).Order(StringComparer.Ordinal)];
     }
 
+    /// <summary>The value, or null when nobody has set it.</summary>
+    public byte[]? TryGet(string key) => TryGet(key, TimeSpan.Zero, CancellationToken.None);
+
     /// <summary>The value, or null when it was not set in time; the caller makes the token pulse the gate.</summary>
     internal byte[]? TryGet(string key, TimeSpan timeout, CancellationToken cancellation)
     {
@@ -82,7 +85,8 @@ public sealed class InProcessRendezvousStore : IRendezvousStore
         }
     }
 
-    internal static RankFaultException RendezvousTimeout(string key, TimeSpan timeout) => new(FormattableString.Invariant(
+    /// <summary>The fault of a rank that waited in vain.</summary>
+    public static RankFaultException RendezvousTimeout(string key, TimeSpan timeout) => new(FormattableString.Invariant(
         $"Nobody set the rendezvous key {key} within {timeout.TotalSeconds} s; a rank did not start or lost its way to the others."));
 
     private static readonly TimeSpan OneMinute = TimeSpan.FromMinutes(1); // Monitor.Wait does not take arbitrarily long times

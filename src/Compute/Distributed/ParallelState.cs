@@ -114,5 +114,10 @@ public sealed class ParallelState : IDisposable
     {
         public ProcessGroup Create(string name, int globalRank, IReadOnlyList<int> members) =>
             throw new InvalidOperationException($"A run with one rank opened group {name} of {members.Count}.");
+
+        public void Abort(string reason)
+        {
+            // There is no group.
+        }
     }
 }

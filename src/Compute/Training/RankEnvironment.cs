@@ -1,3 +1,4 @@
+using System.Net;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Native;
@@ -24,15 +25,19 @@ public sealed record RankEnvironment
     /// The environment of ranks that are threads of one process, or of several: <see cref="StartRank.RendezvousEndpoint"/> says which.
     /// </summary>
     /// <param name="ranks">Ranks that this process hosts.</param>
-    public static RankEnvironment InProcess(LibTorchOptions libTorch, TimeProvider time, int ranks)
+    public static RankEnvironment InProcess(LibTorchOptions libTorch, TimeProvider time, int ranks) => OfSilo(libTorch, time, ranks, null);
+
+    /// <summary>As <see cref="InProcess"/>, and for endpoints <c>cluster:…</c> ranks of several silos that meet through the control plane.</summary>
+    /// <param name="meeting">How; null when this process belongs to no cluster.</param>
+    public static RankEnvironment OfSilo(LibTorchOptions libTorch, TimeProvider time, int ranks, RankMeeting? meeting)
     {
-        var (threads, processes) = (new LoopbackWorlds(), new TcpWorlds());
+        var (threads, processes) = (new LoopbackWorlds(), new TcpWorlds(meeting));
         return new RankEnvironment
         {
             LibTorch = libTorch,
             Time = time,
             ThreadsPerRank = Math.Max(1, Environment.ProcessorCount / ranks),
-            ProcessGroups = start => start.RendezvousEndpoint.StartsWith("tcp://", StringComparison.Ordinal) ? processes.Of(start) : threads.Of(start),
+            ProcessGroups = start => start.RendezvousEndpoint.StartsWith("local:", StringComparison.Ordinal) ? threads.Of(start) : processes.Of(start),
         };
     }
 
@@ -68,8 +73,11 @@ public sealed record RankEnvironment
     }
 
     /// <summary>One TCP world for each rank of this process and attempt; that of an older attempt is closed when the next one starts.</summary>
-    private sealed class TcpWorlds
+    private sealed class TcpWorlds(RankMeeting? meeting)
     {
+        /// <summary>Ranks prepare their data before they join, and the slowest may have to read much.</summary>
+        private static readonly TimeSpan LongestJoin = TimeSpan.FromMinutes(30);
+
         private readonly Lock gate = new();
         private readonly Dictionary<(string JobId, int Rank), TcpWorld> newest = [];
 
@@ -80,10 +88,31 @@ public sealed record RankEnvironment
             TcpWorld? old;
             lock (gate) newest.Remove(key, out old);
             old?.Dispose();
-            var world = TcpWorld.Join(
-                start.RendezvousEndpoint, FormattableString.Invariant($"{start.Attempt.JobId}/{start.Attempt.Attempt}"), start.Rank, timeout, CancellationToken.None);
+            var world = Open(start, timeout);
             lock (gate) newest[key] = world;
             return world;
         }
+
+        private TcpWorld Open(StartRank start, TimeSpan timeout)
+        {
+            var attempt = FormattableString.Invariant($"{start.Attempt.JobId}/{start.Attempt.Attempt}");
+            if (start.RendezvousEndpoint.StartsWith("tcp://", StringComparison.Ordinal))
+                return TcpWorld.Join(start.RendezvousEndpoint, attempt, start.Rank, timeout, CancellationToken.None);
+            if (meeting is null)
+                throw new RankFaultException($"This process belongs to no cluster, but its ranks should meet at {start.RendezvousEndpoint}.");
+            return new TcpWorld(meeting.StoreOf(start.Attempt), new TcpWorldOptions
+            {
+                Attempt = attempt,
+                Rank = start.Rank,
+                Address = meeting.Address,
+                Timeout = timeout,
+                JoinTimeout = timeout < LongestJoin ? timeout : LongestJoin,
+            });
+        }
     }
 }
+
+/// <summary>How ranks of several silos find one another.</summary>
+/// <param name="StoreOf">The rendezvous of an attempt.</param>
+/// <param name="Address">Address of this machine in the training network.</param>
+public sealed record RankMeeting(Func<AttemptId, IRendezvousStore> StoreOf, IPAddress Address);

@@ -35,9 +35,9 @@ public sealed class RankSetup : IDisposable
     public required RunProgress Progress { get; set; }
 
     /// <summary>Builds data, model and optimizer and loads the newest state. Runs on the rank's thread.</summary>
-    /// <param name="opened">Gets the process groups as soon as they are open: whatever happens then, the caller aborts and frees them.</param>
+    /// <param name="groups">Gets the process groups as soon as they can be aborted or freed.</param>
     /// <exception cref="ConfigException">Something the user gave cannot be used.</exception>
-    public static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link, Action<ParallelState> opened)
+    public static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link, GroupSink groups)
     {
         var config = TrainingConfig.FromJson(start.ConfigJson);
         // With logical shards the bits must not depend on the number of replicas (DESIGN D12), so neither may the number of threads.
@@ -49,12 +49,14 @@ public sealed class RankSetup : IDisposable
         var data = DatasetBuilder.Build(config, tokenizer, ChatTemplates.Get(config.Template ?? "default"), modelConfig.VocabSize);
 
         var dims = RunSettings.Dims(config, start.WorldSize);
-        var parallel = ParallelState.Create(dims, start.Rank, environment.ProcessGroups(start), config.SequenceParallel);
-        opened(parallel);
+        var backend = environment.ProcessGroups(start);
+        groups.Backend(backend);
+        var parallel = ParallelState.Create(dims, start.Rank, backend, config.SequenceParallel);
+        groups.Opened(parallel);
         return Build(start, environment, link, new RankInputs(config, folder, modelConfig, tokenizer, data, parallel, device));
     }
 
-    /// <summary>Frees the model and the trainer; the process groups belong to the caller of <see cref="Build(StartRank, RankEnvironment, RankLink, Action{ParallelState})"/>.</summary>
+    /// <summary>Frees the model and the trainer; the process groups belong to the caller of <see cref="Build(StartRank, RankEnvironment, RankLink, GroupSink)"/>.</summary>
     public void Dispose()
     {
         Saver.Dispose();
@@ -94,3 +96,8 @@ public sealed class RankSetup : IDisposable
     private sealed record RankInputs(
         TrainingConfig Config, string Folder, ModelConfig ModelConfig, ITokenizer Tokenizer, TrainData Data, ParallelState Parallel, Device Device);
 }
+
+/// <summary>Where a rank's process groups become known to whoever aborts and frees them.</summary>
+/// <param name="Backend">Called before the groups are opened: opening may wait for ranks that never come.</param>
+/// <param name="Opened">Called when they are open; the callee frees them.</param>
+public sealed record GroupSink(Action<IProcessGroupFactory> Backend, Action<ParallelState> Opened);

@@ -14,6 +14,7 @@ public sealed class TrainingRun : IRankProgram
     private readonly StartRank start;
     private readonly RankEnvironment environment;
     private volatile string? abortReason;
+    private volatile IProcessGroupFactory? backend;
     private volatile ParallelState? parallel;
     private StopRank? stop;
 
@@ -22,7 +23,7 @@ public sealed class TrainingRun : IRankProgram
     /// <inheritdoc/>
     public void Run(RankLink link)
     {
-        using var rank = RankSetup.Build(start, environment, link, opened => parallel = opened);
+        using var rank = RankSetup.Build(start, environment, link, new GroupSink(Reach, opened => parallel = opened));
         if (abortReason is { } reason) throw new RankAbortedException(reason);
         Announce(rank, link);
         var completed = Train(rank, link);
@@ -33,11 +34,19 @@ public sealed class TrainingRun : IRankProgram
     public void Abort(string reason)
     {
         abortReason = reason;
+        backend?.Abort(reason);
         parallel?.Abort(reason);
     }
 
     /// <summary>Leaves the process groups: after the last report, so that the control plane hears of the first fault before those that follow from it.</summary>
     public void Dispose() => parallel?.Dispose();
+
+    // From here on an abort reaches the backend; one that came just before is carried out here.
+    private void Reach(IProcessGroupFactory opened)
+    {
+        backend = opened;
+        if (abortReason is { } reason) opened.Abort(reason);
+    }
 
     private static void Announce(RankSetup rank, RankLink link)
     {
@@ -104,6 +113,7 @@ public sealed class TrainingRun : IRankProgram
     private static void Evaluate(RankSetup rank, RankLink link, bool isFinal)
     {
         if (rank.ValidationSource is not { } source || rank.Data.EvalIters == 0) return;
+        if (link.Rank == 0) link.Report(new RankBusy(link.Attempt, link.Rank, "the evaluation"));
         var (lossSum, tokenCount) = (0.0, 0.0);
         for (var i = 0L; i < rank.Data.EvalIters; i++)
         {
@@ -119,6 +129,7 @@ public sealed class TrainingRun : IRankProgram
     {
         if (rank.Progress.Iteration == rank.Saver.PendingIteration) Take(rank, rank.Saver.Complete(rank, link));
         if (rank.Progress.Iteration == rank.Progress.SavedIteration || rank.Progress.Iteration == 0) return;
+        if (link.Rank == 0) link.Report(new RankBusy(link.Attempt, link.Rank, "the checkpoint"));
         Take(rank, rank.Saver.Save(rank, link, wait: isLast || !rank.Config.AsyncSave));
     }
 

@@ -34,6 +34,6 @@ public interface IJobGrain : IGrainWithStringKey
 public interface IJobReports : IGrainWithStringKey
 {
     /// <summary>Called by the stage grains, in order per stage; a repeated delivery is recognised by its sequence numbers.</summary>
-    [ResponseTimeout("00:00:15")]
+    [ResponseTimeout("00:00:03")]
     Task OnStage([Immutable] List<StageMessage> messages);
 }

@@ -41,6 +41,6 @@ public sealed record JobNotice(
     : JobEvent(Sequence, Time);
 
 /// <summary>Events between two that this watcher got have left the ring.</summary>
-/// <param name="NumSkipped">How many.</param>
+/// <param name="NumSkipped">How many; 0 when nobody knows, because the job's grain has moved to another silo.</param>
 [GenerateSerializer, Immutable]
 public sealed record JobEventsSkipped(long Sequence, DateTimeOffset Time, [property: Id(0)] long NumSkipped) : JobEvent(Sequence, Time);

@@ -11,6 +11,8 @@ public sealed class JobEventLog
     private readonly JobEvent[] ring;
     private TaskCompletionSource changed = NewSignal();
 
+    private long firstEver;
+
     public JobEventLog(int capacity) => ring = new JobEvent[capacity];
 
     /// <summary>Sequence of the newest event, 0 when there is none.</summary>
@@ -19,7 +21,13 @@ public sealed class JobEventLog
     /// <summary>True once the job has ended: watchers get what is left and are done.</summary>
     public bool IsComplete { get; private set; }
 
-    private long FirstSequence => Math.Max(1, LastSequence - ring.Length + 1);
+    private long FirstSequence => Math.Max(firstEver + 1, LastSequence - ring.Length + 1);
+
+    /// <summary>
+    /// Called before the first event of an activation: numbers go on after <paramref name="lastSequence"/>, which is above all that an earlier
+    /// activation may have given; what it held is lost.
+    /// </summary>
+    public void ContinueAfter(long lastSequence) => LastSequence = firstEver = lastSequence;
 
     /// <summary>Adds the event that <paramref name="create"/> makes for the next sequence number and wakes the watchers.</summary>
     public void Append(Func<long, JobEvent> create)
@@ -50,7 +58,8 @@ public sealed class JobEventLog
             {
                 long skipped = FirstSequence - next;
                 next = FirstSequence;
-                yield return new JobEventsSkipped(next - 1, ring[(next - 1) % ring.Length].Time, skipped);
+                if (LastSequence >= next)
+                    yield return new JobEventsSkipped(next - 1, ring[(next - 1) % ring.Length].Time, next == firstEver + 1 ? 0 : skipped);
             }
             else if (next <= LastSequence)
             {

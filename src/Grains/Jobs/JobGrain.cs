@@ -1,45 +1,72 @@
 using System.Runtime.CompilerServices;
 using Megatron.Compute.Training;
-using Megatron.Grains.Checkpoints;
+using Megatron.Grains.Cluster;
 using Megatron.Grains.Stages;
 using Microsoft.Extensions.Logging;
 
 namespace Megatron.Grains.Jobs;
 
 /// <summary>
-/// Holds the durable state of one job: gathers inputs, lets <see cref="JobTransitions"/> decide, stores, acts. Turns do not interleave, except
-/// for <see cref="Watch"/>, which only reads the event ring.
+/// Holds the durable state of one job: gathers inputs, lets <see cref="JobTransitions"/> decide, stores, lets <see cref="JobActions"/> act. Turns do
+/// not interleave, except for <see cref="Watch"/>, which only reads the event ring.
 /// </summary>
 [CollectionAgeLimit(Days = 1)]
-internal sealed class JobGrain : Grain, IJobGrain, IJobReports
+internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
 {
     private const int EventRingSize = 8192;
 
+    /// <summary>More events than an activation appends between two stored states.</summary>
+    private const long EventGap = 1_000_000;
+
     private readonly IPersistentState<JobState> storage;
-    private readonly ClusterDevices devices;
+    private readonly JobTimings timings;
     private readonly TimeProvider time;
     private readonly ILogger<JobGrain> logger;
+    private readonly JobActions actions;
+    private readonly ProgressWatches progress;
     private readonly JobEventLog events = new(EventRingSize);
-    private readonly Dictionary<(int Attempt, int Stage), long> lastSequences = [];
+    private readonly Dictionary<(int Attempt, int Stage, Guid Incarnation), long> lastSequences = [];
+    private readonly CancellationTokenSource ending = new();
+    private readonly GrainOutbox<string> ledger;
     private JobState state = JobState.Empty;
+    private MembershipView view = new(-1, []);
+    private long phaseSince;
+    private long retriedAt;
     private long numStale;
+    private bool isTicking;
+    private bool wantsMoreReplicas;
 
     public JobGrain(
-        [PersistentState("job", GrainServices.JobStorage)] IPersistentState<JobState> storage, ClusterDevices devices, TimeProvider time,
-        ILogger<JobGrain> logger)
+        [PersistentState("job", GrainServices.JobStorage)] IPersistentState<JobState> storage, ClusterDevices devices, IGrainFactory grains,
+        JobTimings timings, ControlClock clock, ILogger<JobGrain> logger)
     {
         this.storage = storage;
-        this.devices = devices;
-        this.time = time;
+        this.timings = timings;
         this.logger = logger;
+        time = clock.Time;
+        actions = new JobActions(grains, devices, logger);
+        progress = new ProgressWatches(timings);
+        ledger = new GrainOutbox<string>(lines => JobLedger.AppendAsync(state.Spec?.OutputFolder ?? "", lines), time, logger);
     }
 
     public override Task OnActivateAsync(CancellationToken cancellationToken)
     {
-        if (storage.RecordExists)
-            state = storage.State;
-        if (state.IsTerminal)
-            AppendPhase("read from storage");
+        phaseSince = retriedAt = time.GetTimestamp();
+        // Runs beside the turns until the end of the activation; it catches all faults itself.
+        _ = ledger.RunAsync(ending.Token);
+        if (!storage.RecordExists)
+            return Task.CompletedTask;
+        state = storage.State;
+        events.ContinueAfter(state.EventBase);
+        AppendPhase(state.Reason);
+        if (!state.IsTerminal)
+            StartTicking();
+        return Task.CompletedTask;
+    }
+
+    public override Task OnDeactivateAsync(DeactivationReason reason, CancellationToken cancellationToken)
+    {
+        ending.Cancel();
         return Task.CompletedTask;
     }
 
@@ -48,6 +75,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports
         if (spec.JobId != this.GetPrimaryKeyString())
             return new SubmitResult(false, $"The spec of job '{spec.JobId}' was submitted to '{this.GetPrimaryKeyString()}'.", Status());
         var decision = await Apply(new JobInput.Submitted(spec));
+        StartTicking();
         return new SubmitResult(decision.Verdict is not JobVerdict.Refused, decision.Reason, Status());
     }
 
@@ -71,12 +99,52 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports
     {
         foreach (var message in messages)
         {
-            var key = (message.Attempt.Attempt, message.Stage);
+            var key = (message.Attempt.Attempt, message.Stage, message.Incarnation);
             if (message.Sequence <= lastSequences.GetValueOrDefault(key))
                 continue;
             await Take(message);
             lastSequences[key] = message.Sequence;
         }
+    }
+
+    public async Task OnMembership(MembershipView next)
+    {
+        if (next.Version <= view.Version || state.Spec is null)
+            return;
+        bool hasLoss = view.Version < 0 || view.Active.Except(next.Active).Any();
+        view = next;
+        var decision = await Apply(new JobInput.SilosLost(state.Attempt, next.Active));
+        if (hasLoss && decision.Verdict is JobVerdict.Repeated)
+            await Apply(new JobInput.Reactivated());
+    }
+
+    public async Task OnDevicesFree()
+    {
+        if (state.IsWaiting)
+            await Retry();
+        // Growing costs a restart, so it waits for a checkpoint (DESIGN D13).
+        wantsMoreReplicas = state.Phase is JobPhase.Running && state.Plan?.WorldSize < state.Spec?.WorldSize;
+    }
+
+    public Task OnSiloLeaving(string silo) => Apply(new JobInput.Relocation(state.Attempt, silo, $"silo {silo} is leaving: its ranks save and move"));
+
+    public async Task Tick()
+    {
+        long now = time.GetTimestamp();
+        if (state.IsWaiting && time.GetElapsedTime(retriedAt, now) >= timings.Retry)
+            await Retry();
+        else if (state.Phase is JobPhase.Recovering && time.GetElapsedTime(phaseSince, now) >= timings.Clearing)
+            await Apply(new JobInput.ClearingTimedOut(state.Attempt));
+        else if (state.Phase is JobPhase.Running && progress.Judge(state.Attempt, time, now) is { } stall)
+            await Apply(new JobInput.AttemptFaulted(state.Attempt, stall));
+        else if (actions.NeedsAttach && !state.IsTerminal)
+            await Apply(new JobInput.Reactivated());
+    }
+
+    private async Task Retry()
+    {
+        retriedAt = time.GetTimestamp();
+        await Apply(new JobInput.LaunchRetried());
     }
 
     private async Task Take(StageMessage message)
@@ -99,10 +167,12 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports
             await Apply(new JobInput.AttemptFailed(attempt, FormattableString.Invariant($"The ranks trained on different batches at step {step.Iteration}.")));
             return;
         }
+        progress.Of(attempt).OnStep(step.StepTime, time.GetTimestamp());
         var decision = await Apply(new JobInput.StepDone(attempt, step.Iteration));
-        if (decision.Verdict is not JobVerdict.Accepted)
+        if (decision.Verdict is not JobVerdict.Accepted || state is not { Spec: { } spec, Plan: { } plan })
             return;
         GrainLog.StepDone(logger, message.Attempt.JobId, attempt, step.Iteration, step.Loss, step.GradNorm, step.StepTime.TotalMilliseconds);
+        ledger.Post(JobLedger.Line(attempt, step, spec.Grid, plan.WorldSize, time.GetUtcNow()));
         Announce(message, (sequence, now) => new JobStepDone(sequence, now, step));
     }
 
@@ -120,10 +190,11 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports
             case RankFaulted faulted:
                 await Apply(new JobInput.RankFaulted(attempt, faulted.Rank, faulted.Message, faulted.IsUserError));
                 break;
+            case RankBusy busy:
+                progress.Of(attempt).OnBusy(busy.Activity, time.GetTimestamp());
+                break;
             case CheckpointCommitted committed:
-                var checkpoint = new CommittedCheckpoint(committed.Iteration, committed.Folder);
-                if ((await Apply(new JobInput.CheckpointCommitted(attempt, checkpoint))).Verdict is JobVerdict.Accepted)
-                    Announce(message, (sequence, now) => new JobCheckpointSaved(sequence, now, checkpoint));
+                await TakeCheckpoint(message, new CommittedCheckpoint(committed.Iteration, committed.Folder));
                 break;
             case TrainingPlanned planned:
                 Announce(message, (sequence, now) => new JobPlanned(sequence, now, planned, state.Plan?.WorldSize ?? 1));
@@ -134,6 +205,19 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports
             default:
                 throw new InvalidOperationException($"the job grain knows no report {report.GetType().Name}");
         }
+    }
+
+    private async Task TakeCheckpoint(StageMessage message, CommittedCheckpoint checkpoint)
+    {
+        int attempt = message.Attempt.Attempt;
+        if ((await Apply(new JobInput.CheckpointCommitted(attempt, checkpoint))).Verdict is not JobVerdict.Accepted)
+            return;
+        Announce(message, (sequence, now) => new JobCheckpointSaved(sequence, now, checkpoint));
+        if (!wantsMoreReplicas || state.Phase is not JobPhase.Running)
+            return;
+        wantsMoreReplicas = false;
+        if (await actions.FindLargerPlan(state) is { } reason)
+            await Apply(new JobInput.Relocation(attempt, null, "devices are free: the job goes on with " + reason));
     }
 
     private async Task<JobDecision> Apply(JobInput first)
@@ -150,93 +234,40 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports
                 GrainLog.InputIgnored(logger, this.GetPrimaryKeyString(), input.GetType().Name, decision.Verdict, decision.Reason);
                 continue;
             }
-            await Store(decision, input);
+            await Store(decision);
             foreach (var action in decision.Actions)
             {
-                if (await Act(action) is { } next)
+                if (await actions.Act(state, action) is { } next)
                     pending.Enqueue(next);
             }
             if (state.IsTerminal)
-                await CloseCheckpoints();
+                await actions.Close(state);
         }
         return answer ?? throw new InvalidOperationException("the first input was not applied");
     }
 
-    // Stored before anything is done or told (style 21). The step counter alone is not worth a write: the checkpoint says where a job goes on.
-    private async Task Store(JobDecision decision, JobInput input)
+    // Stored before anything is done or told (style 21). What ranks can repeat is not worth a write: which of them have started or ended, and the step,
+    // for the checkpoint says where a job goes on.
+    private async Task Store(JobDecision decision)
     {
-        bool phaseChanged = decision.State.Phase != state.Phase || decision.State.Attempt != state.Attempt;
-        if (input is not JobInput.StepDone)
+        var next = decision.State;
+        bool isPhaseChange = next.Phase != state.Phase || next.Attempt != state.Attempt;
+        bool isShown = isPhaseChange || next.Reason != state.Reason;
+        if (isShown || next.Stop != state.Stop || next.Checkpoint != state.Checkpoint || next.Excluded != state.Excluded)
         {
-            storage.State = decision.State;
+            next = next with { Revision = state.Revision + 1, EventBase = events.LastSequence + EventGap };
+            storage.State = next;
             await storage.WriteStateAsync();
+            if (isPhaseChange)
+                await actions.NoteInDirectory(next, logger);
         }
-        state = decision.State;
-        if (phaseChanged)
-            AppendPhase(decision.Reason);
+        state = next;
+        if (!isShown)
+            return;
+        if (isPhaseChange)
+            phaseSince = time.GetTimestamp();
+        AppendPhase(decision.Reason);
     }
-
-    private async Task<JobInput?> Act(JobAction action)
-    {
-        switch (action)
-        {
-            case JobAction.PlanLaunch:
-                var spec = state.Spec ?? throw new InvalidOperationException("a launch without a spec");
-                var (plan, reason) = LaunchPlanner.Plan(spec, devices.All());
-                return plan is null ? new JobInput.LaunchRefused(reason) : new JobInput.LaunchPlanned(plan, reason);
-            case JobAction.StartRanks start:
-                return await StartRanks(start.LoadFolder);
-            case JobAction.StopRanks stop:
-                return await Broadcast(new StopRank(state.AttemptId, stop.SaveCheckpoint, stop.Reason));
-            case JobAction.AbortRanks abort:
-                return await Broadcast(new AbortRank(state.AttemptId, abort.Reason));
-            default:
-                throw new InvalidOperationException($"the job grain knows no action {action.GetType().Name}");
-        }
-    }
-
-    private async Task<JobInput?> StartRanks(string? loadFolder)
-    {
-        if (state is not { Spec: { } spec, Plan: { } plan })
-            throw new InvalidOperationException("ranks without a plan");
-        var attempt = state.AttemptId;
-        try
-        {
-            await GrainFactory.GetGrain<ICheckpointGrain>(spec.JobId).Begin(attempt, plan.WorldSize, plan.Ranks[0].Device.GrainKey);
-            string endpoint = FormattableString.Invariant($"{plan.RendezvousEndpoint}/{attempt.Attempt}");
-            await ForEachStage(plan, (stage, number) => stage.Start(new StageLaunch(attempt, number, [.. plan.StageRanks(number).Select(rank =>
-                new RankStart(rank.Device.GrainKey,
-                    new StartRank(attempt, spec.ConfigJson, rank.Rank, plan.WorldSize, rank.Device.LocalRank, endpoint, loadFolder)))])));
-            return null;
-        }
-        catch (Exception fault) when (fault is OrleansException or TimeoutException or InvalidOperationException)
-        {
-            return new JobInput.AttemptFailed(attempt.Attempt, "A rank could not be started: " + fault.Message);
-        }
-    }
-
-    // A stop that does not reach a rank ends the attempt: the rank cannot be steered any more.
-    private async Task<JobInput?> Broadcast(RankCommand command)
-    {
-        if (state.Plan is not { } plan)
-            return null;
-        try
-        {
-            await ForEachStage(plan, (stage, _) => stage.Broadcast(command));
-            return null;
-        }
-        catch (Exception fault) when (fault is OrleansException or TimeoutException)
-        {
-            return new JobInput.AttemptFailed(command.Attempt.Attempt, "A rank could not be reached: " + fault.Message);
-        }
-    }
-
-    private Task ForEachStage(LaunchPlan plan, Func<IPipelineStageGrain, int, Task> call) => Task.WhenAll(Enumerable.Range(0, plan.NumStages)
-        .Select(number => call(GrainFactory.GetGrain<IPipelineStageGrain>(IPipelineStageGrain.KeyOf(state.AttemptId.JobId, number)), number)));
-
-    private Task CloseCheckpoints() => state.Attempt == 0
-        ? Task.CompletedTask
-        : GrainFactory.GetGrain<ICheckpointGrain>(state.AttemptId.JobId).End(state.AttemptId);
 
     private void AppendPhase(string reason)
     {
@@ -255,6 +286,35 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports
             numStale++;
     }
 
+    private void StartTicking()
+    {
+        if (isTicking || state.IsTerminal || state.Spec is null)
+            return;
+        isTicking = true;
+        // Runs beside the turns until the job has ended; it catches all faults itself. Each tick is a turn, because it goes through the reference.
+        _ = TickAsync(this.AsReference<IJobControl>());
+    }
+
+    private async Task TickAsync(IJobControl self)
+    {
+        while (!state.IsTerminal && !ending.IsCancellationRequested)
+        {
+            try
+            {
+                await Task.Delay(timings.Tick, time, ending.Token);
+                await self.Tick();
+            }
+            catch (OperationCanceledException) when (ending.IsCancellationRequested)
+            {
+                return;
+            }
+            catch (Exception fault)
+            {
+                GrainLog.CallFailed(logger, "tick", fault.Message);
+            }
+        }
+    }
+
     private JobStatus Status() => new()
     {
         JobId = this.GetPrimaryKeyString(),
@@ -265,5 +325,10 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports
         Checkpoint = state.Checkpoint,
         Outcome = state.Outcome,
         NumStaleMessages = numStale,
+        Reason = state.Reason,
+        Plan = state.Plan,
+        Spec = state.Spec,
+        SubmittedAt = state.SubmittedAt,
+        EndedAt = state.EndedAt,
     };
 }

@@ -17,8 +17,30 @@ public abstract record JobInput
     /// <summary>The planner found no placement.</summary>
     public sealed record LaunchRefused(string Reason) : JobInput;
 
-    /// <summary>The control plane saw that the attempt cannot go on: a start was not delivered, or two ranks disagree.</summary>
+    /// <summary>Nothing fits now; the pool has put the job into its queue.</summary>
+    public sealed record LaunchWaiting(string Reason) : JobInput;
+
+    /// <summary>It may be worth asking the planner again: devices came free, or some time has passed.</summary>
+    public sealed record LaunchRetried : JobInput;
+
+    /// <summary>The job's grain was activated on another silo with the stored state: whatever was under way may have been cut short.</summary>
+    public sealed record Reactivated : JobInput;
+
+    /// <summary>The control plane saw that the attempt cannot go on, whoever is to blame: two ranks disagree.</summary>
     public sealed record AttemptFailed(int Attempt, string Reason) : JobInput;
+
+    /// <summary>An operating fault of the attempt as a whole: a start was not delivered, or no rank makes progress.</summary>
+    public sealed record AttemptFaulted(int Attempt, string Reason) : JobInput;
+
+    /// <summary>The silos of some ranks have left the cluster.</summary>
+    public sealed record SilosLost(int Attempt, IReadOnlyCollection<string> Active) : JobInput;
+
+    /// <summary>Ranks of a cleared attempt have not ended in time.</summary>
+    public sealed record ClearingTimedOut(int Attempt) : JobInput;
+
+    /// <summary>The ranks should save, end and start again elsewhere: a silo leaves, or devices for more replicas are free.</summary>
+    /// <param name="LeavingSilo">The silo that leaves; null when none does.</param>
+    public sealed record Relocation(int Attempt, string? LeavingSilo, string Reason) : JobInput;
 
     /// <summary>A rank has built its model.</summary>
     public sealed record RankStarted(int Attempt, int Rank, long FirstIteration, ulong DataPlanHash) : JobInput;
@@ -41,6 +63,12 @@ public abstract record JobAction
 {
     /// <summary>Ask the planner; answer with <see cref="JobInput.LaunchPlanned"/> or <see cref="JobInput.LaunchRefused"/>.</summary>
     public sealed record PlanLaunch : JobAction;
+
+    /// <summary>Take up the ranks of the attempt again: grains that stand between them and the job may have moved and know nothing.</summary>
+    public sealed record AttachRanks : JobAction;
+
+    /// <summary>Ask silos whose ranks did not end to restart: a thread that hangs in native code cannot be freed otherwise.</summary>
+    public sealed record RestartSilos(ImmutableArray<string> Silos, string Reason) : JobAction;
 
     /// <summary>Start every rank of the state's plan under the state's attempt.</summary>
     public sealed record StartRanks(string? LoadFolder) : JobAction;

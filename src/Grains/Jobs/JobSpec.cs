@@ -25,6 +25,21 @@ public sealed record JobSpec
     /// <summary>The run folder: checkpoints, args.json, logging.jsonl.</summary>
     [Id(5)] public required string OutputFolder { get; init; }
 
-    /// <summary>How often the ranks may be started again after an operating fault before the job fails.</summary>
+    /// <summary>
+    /// How often the ranks may be started again after operating faults, with no checkpoint committed in between, before the job fails; 0: any
+    /// fault ends it. The loss of a silo does not count.
+    /// </summary>
     [Id(6)] public int MaxRestarts { get; init; }
+
+    /// <summary>
+    /// True when the job waits for devices and goes on with fewer replicas after a loss, as on a cluster whose silos come and go; false when too
+    /// few devices are the user's mistake, as on one machine.
+    /// </summary>
+    [Id(7)] public bool IsElastic { get; init; }
+
+    /// <summary>Sizes of the grid; null: <see cref="PipelineSize"/> stages and nothing else.</summary>
+    [Id(8)] public JobLayout? Layout { get; init; }
+
+    /// <summary><see cref="Layout"/>, or the layout of a job that has stages only.</summary>
+    public JobLayout Grid => Layout ?? new JobLayout { PipelineSize = PipelineSize };
 }

@@ -1,5 +1,6 @@
 using System.Collections.Immutable;
 using Megatron.Compute.Training;
+using Megatron.Grains.Cluster;
 
 namespace Megatron.Grains.Jobs;
 
@@ -45,6 +46,9 @@ public enum StopIntent
 
     /// <summary>Stop at once.</summary>
     Abort,
+
+    /// <summary>Not the user's wish: finish the step, save, and start again on other devices, because a node leaves or came back.</summary>
+    Relocate,
 }
 
 /// <summary>How a job ended.</summary>
@@ -105,6 +109,27 @@ public sealed record JobState
 
     [Id(14)] public DateTimeOffset? EndedAt { get; init; }
 
+    /// <summary>Why the job is where it is; shown to the user.</summary>
+    [Id(15)] public string Reason { get; init; } = "";
+
+    /// <summary>Restarts after operating faults since a checkpoint was committed; compared with <see cref="JobSpec.MaxRestarts"/>.</summary>
+    [Id(16)] public int NumFutileRestarts { get; init; }
+
+    /// <summary>True when this attempt has lost a silo: its end is not counted as a futile restart.</summary>
+    [Id(17)] public bool HasLostSilo { get; init; }
+
+    /// <summary>Devices that were lost or are stuck, by the silo that owned them: a restarted silo offers them again.</summary>
+    [Id(18)] public ImmutableArray<ClusterDevice> Excluded { get; init; } = [];
+
+    /// <summary>One more with each stored change; orders what the job directory hears.</summary>
+    [Id(19)] public long Revision { get; init; }
+
+    /// <summary>Sequence number that the next activation's events begin after.</summary>
+    [Id(20)] public long EventBase { get; init; }
+
+    /// <summary>True when every rank of the attempt has ended and devices for the next one are being looked for.</summary>
+    public bool IsWaiting => Phase is JobPhase.Queued || (Phase is JobPhase.Recovering && EndedRanks.Count == (Plan?.WorldSize ?? 0));
+
     /// <summary>True when the job has ended, whichever way.</summary>
     public bool IsTerminal => Phase is JobPhase.Completed or JobPhase.Failed or JobPhase.Cancelled;
 
@@ -132,4 +157,17 @@ public sealed record JobStatus
 
     /// <summary>Messages of older attempts, or repeated ones, that were ignored.</summary>
     [Id(7)] public long NumStaleMessages { get; init; }
+
+    /// <summary>Why the job is where it is: the plan, what was lost, what it waits for.</summary>
+    [Id(8)] public string Reason { get; init; } = "";
+
+    /// <summary>Placement of the newest attempt; null before the first launch.</summary>
+    [Id(9)] public LaunchPlan? Plan { get; init; }
+
+    /// <summary>What was submitted; null for an id that nobody submitted.</summary>
+    [Id(10)] public JobSpec? Spec { get; init; }
+
+    [Id(11)] public DateTimeOffset SubmittedAt { get; init; }
+
+    [Id(12)] public DateTimeOffset? EndedAt { get; init; }
 }

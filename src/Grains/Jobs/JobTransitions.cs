@@ -1,5 +1,6 @@
 using System.Collections.Immutable;
 using System.Globalization;
+using Megatron.Grains.Cluster;
 
 namespace Megatron.Grains.Jobs;
 
@@ -25,6 +26,9 @@ public static class JobTransitions
         JobInput.LaunchRefused refused when state.Phase is JobPhase.Queued => Fail(state, ExitUserError, refused.Reason, now),
         JobInput.LaunchRefused refused when state.Phase is JobPhase.Recovering => Fail(state, ExitFailed, refused.Reason, now),
         JobInput.LaunchRefused => Stale(state, "no launch was asked for"),
+        JobInput.LaunchWaiting waiting => Wait(state, waiting.Reason),
+        JobInput.LaunchRetried => state.IsWaiting ? Accept(state, "planned again", new JobAction.PlanLaunch()) : Stale(state, "no launch was asked for"),
+        JobInput.Reactivated => Reactivate(state),
         _ => NextInAttempt(state, input, now),
     };
 
@@ -33,6 +37,10 @@ public static class JobTransitions
         int attempt = input switch
         {
             JobInput.AttemptFailed failed => failed.Attempt,
+            JobInput.AttemptFaulted faulted => faulted.Attempt,
+            JobInput.SilosLost lost => lost.Attempt,
+            JobInput.ClearingTimedOut late => late.Attempt,
+            JobInput.Relocation relocation => relocation.Attempt,
             JobInput.RankStarted started => started.Attempt,
             JobInput.StepDone step => step.Attempt,
             JobInput.CheckpointCommitted committed => committed.Attempt,
@@ -47,6 +55,10 @@ public static class JobTransitions
         return input switch
         {
             JobInput.AttemptFailed failed => Fail(state, ExitFailed, failed.Reason, now, new JobAction.AbortRanks(failed.Reason)),
+            JobInput.AttemptFaulted faulted => AttemptFault(state, faulted.Reason, now),
+            JobInput.SilosLost lost => LoseSilos(state, lost.Active, now),
+            JobInput.ClearingTimedOut => GiveUpClearing(state),
+            JobInput.Relocation relocation => Relocate(state, relocation),
             JobInput.RankStarted started => Started(state, started, now),
             JobInput.StepDone step => Step(state, step.Iteration),
             JobInput.CheckpointCommitted committed => Committed(state, committed.Checkpoint),
@@ -76,6 +88,8 @@ public static class JobTransitions
             return Stale(state, Text($"the job has ended: {state.Phase}"));
         if (state.Phase is JobPhase.Queued or JobPhase.Recovering)
             return End(state, JobPhase.Cancelled, 0, "cancelled before the ranks were started", now);
+        if (state.Stop is StopIntent.Relocate && save)
+            return Accept(state with { Stop = StopIntent.Save }, "the ranks are saving already; the job ends after that");
         if (state.Stop is StopIntent.None)
         {
             var stop = save ? StopIntent.Save : StopIntent.Discard;
@@ -100,11 +114,33 @@ public static class JobTransitions
             EndedRanks = [],
             DataPlanHash = null,
             ReachedEnd = true,
+            HasLostSilo = false,
+            Stop = StopIntent.None,
             // A new attempt repeats the steps done since the checkpoint it starts from.
             LastIteration = state.Checkpoint?.Iteration ?? 0,
         };
-        return Accept(starting, planned.Reason, new JobAction.StartRanks(state.Checkpoint?.Folder));
+        string from = state.Attempt == 0 ? ""
+            : state.Checkpoint is { } checkpoint ? Text($"; goes on from step {checkpoint.Iteration} ({checkpoint.Folder})")
+            : "; begins again, no checkpoint was committed";
+        return Accept(starting with { Reason = planned.Reason + from }, planned.Reason + from, new JobAction.StartRanks(state.Checkpoint?.Folder));
     }
+
+    private static JobDecision Wait(JobState state, string reason)
+    {
+        if (!state.IsWaiting)
+            return Stale(state, "no launch was asked for");
+        return state.Reason == reason ? new JobDecision(JobVerdict.Repeated, state, [], reason) : Accept(state with { Reason = reason }, reason);
+    }
+
+    // Every action may have been cut short by the loss of the silo that carried it out; each can be repeated.
+    private static JobDecision Reactivate(JobState state) => state.Phase switch
+    {
+        JobPhase.Queued => Accept(state, state.Reason, new JobAction.PlanLaunch()),
+        JobPhase.Starting => Accept(state, state.Reason, new JobAction.StartRanks(state.Checkpoint?.Folder)),
+        JobPhase.Running => Accept(state, state.Reason, new JobAction.AttachRanks()),
+        JobPhase.Recovering => Accept(state, state.Reason, new JobAction.AttachRanks(), new JobAction.AbortRanks("the attempt is being cleared")),
+        _ => Stale(state, "there is nothing to take up"),
+    };
 
     private static JobDecision Started(JobState state, JobInput.RankStarted started, DateTimeOffset now)
     {
@@ -139,7 +175,7 @@ public static class JobTransitions
 
     private static JobDecision Committed(JobState state, CommittedCheckpoint checkpoint) => checkpoint == state.Checkpoint
         ? new JobDecision(JobVerdict.Repeated, state, [], "this checkpoint is known")
-        : Accept(state with { Checkpoint = checkpoint }, Text($"checkpoint of step {checkpoint.Iteration} committed"));
+        : Accept(state with { Checkpoint = checkpoint, NumFutileRestarts = 0 }, Text($"checkpoint of step {checkpoint.Iteration} committed"));
 
     private static JobDecision Finished(JobState state, JobInput.RankFinished finished, DateTimeOffset now)
     {
@@ -157,6 +193,7 @@ public static class JobTransitions
         {
             StopIntent.None => Fail(next, ExitFailed, Text($"Rank {finished.Rank} ended after step {finished.LastIteration} without being asked to."), now),
             StopIntent.Save => EndSaved(next, now),
+            StopIntent.Relocate => Accept(next with { Phase = JobPhase.Recovering, Reason = "the ranks have saved and ended" }, "the ranks have saved and ended", new JobAction.PlanLaunch()),
             _ => End(next, JobPhase.Cancelled, 0, Text($"stopped after step {next.LastIteration} without saving"), now),
         };
     }
@@ -181,6 +218,58 @@ public static class JobTransitions
         return Fault(next, Text($"Rank {faulted.Rank}: {faulted.Message}"), now);
     }
 
+    private static JobDecision AttemptFault(JobState state, string reason, DateTimeOffset now) => state.Phase is JobPhase.Recovering
+        ? new JobDecision(JobVerdict.Repeated, state, [], "the attempt is being cleared already")
+        : Fault(state, reason, now);
+
+    // The ranks of a lost silo have ended, whatever they did last; the others must be cleared.
+    private static JobDecision LoseSilos(JobState state, IReadOnlyCollection<string> active, DateTimeOffset now)
+    {
+        var lost = (state.Plan?.Ranks ?? []).Where(rank => !active.Contains(rank.Silo) && !state.EndedRanks.Contains(rank.Rank)).ToList();
+        if (lost.Count == 0)
+            return new JobDecision(JobVerdict.Repeated, state, [], "every silo of the attempt is there");
+        var next = state with
+        {
+            EndedRanks = state.EndedRanks.Union(lost.Select(rank => rank.Rank)),
+            Excluded = [.. state.Excluded.Where(device => active.Contains(device.Silo)), .. lost.Select(rank => new ClusterDevice(rank.Device, rank.Silo))],
+            ReachedEnd = false,
+            HasLostSilo = true,
+            NumFutileRestarts = state is { Phase: JobPhase.Recovering, HasLostSilo: false } ? Math.Max(0, state.NumFutileRestarts - 1) : state.NumFutileRestarts,
+        };
+        string silos = string.Join(", ", lost.GroupBy(rank => (rank.Device.Node, rank.Silo))
+            .Select(silo => Text($"{silo.Key.Node} ({silo.Key.Silo}) with {(silo.Count() == 1 ? "rank" : "ranks")} {string.Join(", ", silo.Select(rank => rank.Rank))}")));
+        var decision = Fault(next, $"lost silo {silos}", now);
+        // A stage's grain may have been lost with the silo: an abort reaches the ranks, and their last words the job, only when it is there again.
+        return decision.Actions.Any(action => action is JobAction.AbortRanks) ? decision with { Actions = decision.Actions.Insert(0, new JobAction.AttachRanks()) } : decision;
+    }
+
+    private static JobDecision GiveUpClearing(JobState state)
+    {
+        if (state.Phase is not JobPhase.Recovering || state.IsWaiting)
+            return Stale(state, "no rank is being waited for");
+        var stuck = (state.Plan?.Ranks ?? []).Where(rank => !state.EndedRanks.Contains(rank.Rank)).ToList();
+        var next = state with
+        {
+            EndedRanks = state.EndedRanks.Union(stuck.Select(rank => rank.Rank)),
+            Excluded = state.Excluded.AddRange(stuck.Select(rank => new ClusterDevice(rank.Device, rank.Silo))),
+        };
+        string reason = Text($"ranks {string.Join(", ", stuck.Select(rank => rank.Rank))} did not end in time; their devices ({string.Join(", ", stuck.Select(rank => rank.Device.GrainKey))}) are left out until their silo has restarted");
+        return Accept(next with { Reason = reason }, reason, new JobAction.RestartSilos([.. stuck.Select(rank => rank.Silo).Distinct(StringComparer.Ordinal)], reason), new JobAction.PlanLaunch());
+    }
+
+    private static JobDecision Relocate(JobState state, JobInput.Relocation relocation)
+    {
+        if (state.Phase is JobPhase.Recovering)
+            return Stale(state, "the attempt is being cleared");
+        var leaving = (state.Plan?.Ranks ?? []).Where(rank => rank.Silo == relocation.LeavingSilo).Select(rank => new ClusterDevice(rank.Device, rank.Silo)).ToList();
+        if (relocation.LeavingSilo is not null && leaving.Count == 0)
+            return new JobDecision(JobVerdict.Repeated, state, [], "no rank runs on that silo");
+        var next = state with { Excluded = [.. state.Excluded.Union(leaving)] };
+        if (state.Stop is not StopIntent.None)
+            return Accept(next, "the ranks are stopping already");
+        return Accept(next with { Stop = StopIntent.Relocate, Reason = relocation.Reason }, relocation.Reason, new JobAction.StopRanks(true, relocation.Reason));
+    }
+
     // An operating fault: start again when a restart is left and nobody wants the job to stop, else fail.
     private static JobDecision Fault(JobState state, string reason, DateTimeOffset now)
     {
@@ -197,10 +286,11 @@ public static class JobTransitions
                 ? End(state, JobPhase.Cancelled, 0, Text($"aborted after step {state.LastIteration} without saving"), now)
                 : Accept(state, reason);
         }
-        int restartsLeft = (state.Spec?.MaxRestarts ?? 0) - (state.Attempt - 1);
-        if (state.Stop is not StopIntent.None || restartsLeft <= 0)
+        int maxRestarts = state.Spec?.MaxRestarts ?? 0;
+        bool mayRestart = state.HasLostSilo ? maxRestarts > 0 : state.NumFutileRestarts < maxRestarts;
+        if (state.Stop is not (StopIntent.None or StopIntent.Relocate) || !mayRestart)
             return Fail(state, ExitFailed, reason, now, AbortOthers(state, reason));
-        var recovering = state with { Phase = JobPhase.Recovering };
+        var recovering = state with { Phase = JobPhase.Recovering, Reason = reason, NumFutileRestarts = state.NumFutileRestarts + (state.HasLostSilo ? 0 : 1) };
         ImmutableArray<JobAction> actions = cleared ? [new JobAction.PlanLaunch()] : AbortOthers(state, reason);
         return new JobDecision(JobVerdict.Accepted, recovering, actions, reason);
     }
@@ -212,7 +302,7 @@ public static class JobTransitions
         End(state, JobPhase.Failed, exitCode, message, now) with { Actions = actions };
 
     private static JobDecision End(JobState state, JobPhase phase, int exitCode, string message, DateTimeOffset now) =>
-        Accept(state with { Phase = phase, Outcome = new JobOutcome(exitCode, message), EndedAt = now }, message);
+        Accept(state with { Phase = phase, Reason = message, Outcome = new JobOutcome(exitCode, message), EndedAt = now }, message);
 
     private static JobDecision Accept(JobState state, string reason, params ImmutableArray<JobAction> actions) =>
         new(JobVerdict.Accepted, state, actions, reason);

@@ -1,5 +1,6 @@
 using System.Collections.Immutable;
 using System.Globalization;
+using Megatron.Grains.Cluster;
 
 namespace Megatron.Grains.Jobs;
 
@@ -12,8 +13,10 @@ public readonly record struct DeviceId([property: Id(0)] string Node, [property:
 }
 
 /// <summary>A rank and where it runs.</summary>
+/// <param name="Silo">The silo that owned the device when the plan was made; another one in its place is a loss.</param>
 [GenerateSerializer, Immutable]
-public sealed record RankPlacement([property: Id(0)] int Rank, [property: Id(1)] int Stage, [property: Id(2)] DeviceId Device);
+public sealed record RankPlacement(
+    [property: Id(0)] int Rank, [property: Id(1)] int Stage, [property: Id(2)] DeviceId Device, [property: Id(3)] string Silo);
 
 /// <summary>Where each rank of an attempt runs and how the ranks find one another.</summary>
 /// <param name="Ranks">In rank order.</param>
@@ -27,33 +30,73 @@ public sealed record LaunchPlan(
     public ImmutableArray<RankPlacement> StageRanks(int stage) => [.. Ranks.Where(rank => rank.Stage == stage)];
 }
 
-/// <summary>Decides which device runs which rank. Pure: devices in, placement and reason out (DESIGN D9).</summary>
+/// <summary>Decides which device runs which rank. Pure: devices in, placement out (DESIGN D9).</summary>
 public static class LaunchPlanner
 {
+    /// <summary>Prefix of the rendezvous of ranks that are threads of one process.</summary>
+    public const string OneProcess = "local:";
+
+    /// <summary>Prefix of the rendezvous through the control plane.</summary>
+    public const string ManyProcesses = "cluster:";
+
     /// <summary>
-    /// Places ranks in order on the first node that has devices enough. Neighbouring ranks lie on neighbouring devices, so that the inner axes of
-    /// the grid (tensor, context) stay inside a node.
+    /// Places <paramref name="numReplicas"/> copies of the model. The whole job goes to the smallest node that holds it; else each replica to the
+    /// node with most free devices, so that a lost node costs few of them; else each block of tensor and context ranks; else wherever there is
+    /// room. On a node, ranks and devices have the same order: the inner axes of the grid lie on neighbouring devices.
     /// </summary>
-    /// <returns>A plan, or null with the reason why none fits.</returns>
-    public static (LaunchPlan? Plan, string Reason) Plan(JobSpec spec, IReadOnlyCollection<DeviceId> devices)
+    /// <returns>A plan, or null when there are fewer devices than ranks.</returns>
+    public static LaunchPlan? Place(string jobId, JobLayout layout, int numReplicas, IReadOnlyCollection<ClusterDevice> devices)
     {
-        if (spec.WorldSize < 1 || spec.PipelineSize < 1 || spec.WorldSize % spec.PipelineSize != 0)
+        int worldSize = layout.ReplicaSize * numReplicas;
+        if (worldSize == 0 || devices.Count < worldSize)
+            return null;
+        var free = new FreeDevices(devices);
+        var nodeOfRank = new string[worldSize];
+        var whole = free.SmallestWith(worldSize);
+        for (int replica = 0; replica < numReplicas; replica++)
         {
-            return (null, string.Create(CultureInfo.InvariantCulture,
-                $"The number of ranks {spec.WorldSize} is not a positive multiple of the pipeline size {spec.PipelineSize}; change one of them."));
+            var home = whole ?? free.LargestWith(layout.ReplicaSize);
+            for (int stage = 0; stage < layout.PipelineSize; stage++)
+            {
+                var node = home ?? free.LargestWith(layout.BlockSize);
+                int first = (stage * numReplicas + replica) * layout.BlockSize;
+                for (int i = 0; i < layout.BlockSize; i++)
+                    nodeOfRank[first + i] = free.Take(node ?? free.Largest());
+            }
         }
-        var nodes = devices.GroupBy(device => device.Node, StringComparer.Ordinal).OrderBy(node => node.Key, StringComparer.Ordinal).ToList();
-        var chosen = nodes.FirstOrDefault(node => node.Count() >= spec.WorldSize);
-        if (chosen is null)
+        var ranks = nodeOfRank.Select((node, rank) => (Rank: rank, Device: free.NextOf(node)))
+            .Select(pair => new RankPlacement(pair.Rank, pair.Rank / (layout.BlockSize * numReplicas), pair.Device.Id, pair.Device.Silo)).ToImmutableArray();
+        bool isOneProcess = ranks.Select(rank => rank.Silo).Distinct(StringComparer.Ordinal).Count() == 1;
+        return new LaunchPlan(ranks, layout.PipelineSize, (isOneProcess ? OneProcess : ManyProcesses) + jobId);
+    }
+
+    /// <summary>Devices by node: how many are left to promise, and which comes next.</summary>
+    private sealed class FreeDevices
+    {
+        private readonly SortedDictionary<string, Queue<ClusterDevice>> byNode = new(StringComparer.Ordinal);
+        private readonly SortedDictionary<string, int> left = new(StringComparer.Ordinal);
+
+        public FreeDevices(IEnumerable<ClusterDevice> devices)
         {
-            int largest = nodes.Count == 0 ? 0 : nodes.Max(node => node.Count());
-            return (null, string.Create(CultureInfo.InvariantCulture,
-                $"The job asks for {spec.WorldSize} ranks, but the largest node offers {largest} devices; start fewer ranks (NPROC_PER_NODE)."));
+            foreach (var node in devices.GroupBy(device => device.Id.Node, StringComparer.Ordinal))
+            {
+                byNode[node.Key] = new Queue<ClusterDevice>(node.OrderBy(device => device.Id.LocalRank));
+                left[node.Key] = byNode[node.Key].Count;
+            }
         }
-        int ranksPerStage = spec.WorldSize / spec.PipelineSize;
-        var ranks = chosen.OrderBy(device => device.LocalRank).Take(spec.WorldSize)
-            .Select((device, rank) => new RankPlacement(rank, rank / ranksPerStage, device)).ToImmutableArray();
-        return (new LaunchPlan(ranks, spec.PipelineSize, "local:" + spec.JobId),
-            string.Create(CultureInfo.InvariantCulture, $"{spec.WorldSize} ranks on node {chosen.Key}"));
+
+        public string? SmallestWith(int count) => left.Where(node => node.Value >= count).OrderBy(node => node.Value).Select(node => node.Key).FirstOrDefault();
+
+        public string? LargestWith(int count) => left.Where(node => node.Value >= count).OrderByDescending(node => node.Value).Select(node => node.Key).FirstOrDefault();
+
+        public string Largest() => left.OrderByDescending(node => node.Value).First().Key;
+
+        public string Take(string node)
+        {
+            left[node]--;
+            return node;
+        }
+
+        public ClusterDevice NextOf(string node) => byNode[node].Dequeue();
     }
 }

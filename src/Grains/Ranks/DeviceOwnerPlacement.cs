@@ -1,4 +1,5 @@
 using System.Globalization;
+using Megatron.Grains.Cluster;
 using Orleans.Placement;
 using Orleans.Runtime.Placement;
 

@@ -2,6 +2,7 @@ using System.Globalization;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Training;
 using Megatron.Grains.Checkpoints;
+using Megatron.Grains.Cluster;
 using Megatron.Grains.Stages;
 using Microsoft.Extensions.Logging;
 using Orleans.Placement;
@@ -10,20 +11,24 @@ namespace Megatron.Grains.Ranks;
 
 /// <summary>
 /// Forwards commands to the worker of its device and reports to the stage and checkpoint grains. The worker calls back on its own thread; what
-/// it says is only queued there and sent from the grain's scheduler.
+/// it says is only queued there and sent from the grain's scheduler. The worker's thread and the grain's turns meet in the session, hence its lock.
 /// </summary>
 [DeviceOwnerPlacement, KeepAlive, Immovable]
 internal sealed class RankGrain : Grain, IRankGrain
 {
     private readonly RankWorkerRegistry workers;
-    private readonly TimeProvider time;
+    private readonly ClusterDevices cluster;
+    private readonly ISiloProcess process;
+    private readonly ControlClock clock;
     private readonly ILogger<RankGrain> logger;
     private Session? session;
 
-    public RankGrain(RankWorkerRegistry workers, TimeProvider time, ILogger<RankGrain> logger)
+    public RankGrain(RankWorkerRegistry workers, ClusterDevices cluster, ISiloProcess process, ControlClock clock, ILogger<RankGrain> logger)
     {
         this.workers = workers;
-        this.time = time;
+        this.cluster = cluster;
+        this.process = process;
+        this.clock = clock;
         this.logger = logger;
     }
 
@@ -31,12 +36,19 @@ internal sealed class RankGrain : Grain, IRankGrain
 
     private int LocalRank => int.Parse(Device.AsSpan(Device.LastIndexOf('/') + 1), CultureInfo.InvariantCulture);
 
-    public Task Start(StartRank command, string stageGrainKey)
+    public Task Start(StartRank command, string silo, string stageGrainKey)
     {
+        if (silo != cluster.LocalSilo)
+            throw new OrleansException($"Device {Device} belongs to silo {cluster.LocalSilo}, the plan counts on {silo}.");
         if (session is { } old)
         {
             bool sameJob = old.Start.Attempt.JobId == command.Attempt.JobId;
-            if (sameJob && command.Attempt.Attempt <= old.Start.Attempt.Attempt)
+            if (command.Attempt == old.Start.Attempt)
+            {
+                old.Repeat();
+                return Task.CompletedTask;
+            }
+            if (sameJob && command.Attempt.Attempt < old.Start.Attempt.Attempt)
             {
                 GrainLog.StaleCommand(logger, command.Attempt.JobId, command.Attempt.Attempt, Device, nameof(StartRank));
                 return Task.CompletedTask;
@@ -48,7 +60,7 @@ internal sealed class RankGrain : Grain, IRankGrain
         GrainLog.RankCommanded(logger, command.Attempt.JobId, command.Attempt.Attempt, command.Rank, Device, nameof(StartRank));
         var next = new Session(command, logger);
         session = next;
-        next.Run(new GrainOutbox<SequencedReport>(reports => Deliver(next, stageGrainKey, reports), time, logger));
+        next.Run(new GrainOutbox<SequencedReport>(reports => Deliver(next, stageGrainKey, reports), clock.Time, logger));
         try
         {
             var worker = workers.Get(LocalRank);
@@ -61,6 +73,20 @@ internal sealed class RankGrain : Grain, IRankGrain
             // A device that cannot be opened is a fault of the rank like any other: it takes the same way to the job and the user.
             next.OnReport(new RankFaulted(command.Attempt, command.Rank, fault.Message, fault is ConfigException, fault.ToString()));
         }
+        return Task.CompletedTask;
+    }
+
+    public Task RestartSilo(string silo, string reason)
+    {
+        if (silo == cluster.LocalSilo)
+            process.RequestRestart(reason);
+        return Task.CompletedTask;
+    }
+
+    public Task Repeat(AttemptId attempt)
+    {
+        if (session is { } current && current.Start.Attempt == attempt)
+            current.Repeat();
         return Task.CompletedTask;
     }
 
@@ -111,6 +137,8 @@ internal sealed class RankGrain : Grain, IRankGrain
         private readonly CancellationTokenSource ended = new();
         private readonly ILogger logger;
         private GrainOutbox<SequencedReport>? outbox;
+        private readonly Lock gate = new();
+        private readonly List<RankReport> life = [];
         private long lastSequence;
         private volatile bool hasEnded;
 
@@ -143,8 +171,33 @@ internal sealed class RankGrain : Grain, IRankGrain
             if (report is RankFaulted fault)
                 GrainLog.RankFaulted(logger, fault.Attempt.JobId, fault.Attempt.Attempt, fault.Rank, fault.Message, fault.Detail);
             hasEnded |= report is RankFaulted or RankFinished;
-            outbox?.Post(new SequencedReport(++lastSequence, report));
+            lock (gate)
+            {
+                Remember(report);
+                Send(report);
+            }
         }
+
+        /// <summary>Says again what matters beyond the moment, as new messages: receivers may have lost them, or know them already.</summary>
+        public void Repeat()
+        {
+            lock (gate)
+            {
+                foreach (var report in life)
+                    Send(report);
+            }
+        }
+
+        // Of each kind the newest counts.
+        private void Remember(RankReport report)
+        {
+            if (report is StepReport or EvaluationReport or RankNotice or RankBusy)
+                return;
+            life.RemoveAll(known => known.GetType() == report.GetType());
+            life.Add(report);
+        }
+
+        private void Send(RankReport report) => outbox?.Post(new SequencedReport(++lastSequence, report));
 
         public void Dispose()
         {

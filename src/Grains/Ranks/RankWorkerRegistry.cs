@@ -1,5 +1,6 @@
 using System.Collections.Concurrent;
 using Megatron.Compute.Training;
+using Megatron.Grains.Cluster;
 
 namespace Megatron.Grains.Ranks;
 

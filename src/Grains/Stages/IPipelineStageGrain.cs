@@ -16,11 +16,18 @@ public interface IPipelineStageGrain : IGrainWithStringKey
     [ResponseTimeout("00:00:10")]
     Task Start([Immutable] StageLaunch launch);
 
+    /// <summary>
+    /// Called by the job grain when grains may have moved: takes the launch up if it is not known here, and lets the ranks repeat what they said.
+    /// A rank that does not answer is no fault here; its silo is lost and the membership says so.
+    /// </summary>
+    [ResponseTimeout("00:00:10")]
+    Task Attach([Immutable] StageLaunch launch);
+
     /// <summary>Called by the job grain: passes a command of the current attempt to every rank of the stage.</summary>
     [ResponseTimeout("00:00:10")]
     Task Broadcast([Immutable] RankCommand command);
 
     /// <summary>Called by the rank grains, in order per rank; a repeated delivery is recognised by its sequence numbers.</summary>
-    [ResponseTimeout("00:00:05")]
+    [ResponseTimeout("00:00:02")]
     Task OnReports(AttemptId attempt, int rank, [Immutable] List<SequencedReport> reports);
 }

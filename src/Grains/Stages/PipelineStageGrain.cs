@@ -9,7 +9,7 @@ namespace Megatron.Grains.Stages;
 [CollectionAgeLimit(Days = 1)]
 internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
 {
-    private readonly TimeProvider time;
+    private readonly ControlClock clock;
     private readonly ILogger<PipelineStageGrain> logger;
     private readonly Dictionary<int, long> lastSequences = [];
     private StageLaunch? launch;
@@ -17,10 +17,11 @@ internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
     private GrainOutbox<StageMessage>? outbox;
     private CancellationTokenSource? ended;
     private long lastSent;
+    private Guid incarnation;
 
-    public PipelineStageGrain(TimeProvider time, ILogger<PipelineStageGrain> logger)
+    public PipelineStageGrain(ControlClock clock, ILogger<PipelineStageGrain> logger)
     {
-        this.time = time;
+        this.clock = clock;
         this.logger = logger;
     }
 
@@ -31,18 +32,37 @@ internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
         if (launch?.Attempt != next.Attempt)
             Open(next);
         return Task.WhenAll(next.Ranks.Select(rank =>
-            GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Start(rank.Command, this.GetPrimaryKeyString())));
+            GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Start(rank.Command, rank.Silo, this.GetPrimaryKeyString())));
+    }
+
+    public Task Attach(StageLaunch next)
+    {
+        if (launch is { } current && next.Attempt.Attempt < current.Attempt.Attempt)
+            return Task.CompletedTask;
+        if (launch?.Attempt != next.Attempt)
+            Open(next);
+        foreach (var rank in next.Ranks)
+            GrainCalls.Send(GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Repeat(next.Attempt), logger, "repeat the reports");
+        return Task.CompletedTask;
     }
 
     public Task Broadcast(RankCommand command)
     {
         if (launch is not { } current || current.Attempt != command.Attempt)
             return Task.CompletedTask;
-        return Task.WhenAll(current.Ranks.Select(rank => GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Post(command)));
+        var calls = current.Ranks.Select(rank => GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Post(command)).ToList();
+        if (command is not AbortRank)
+            return Task.WhenAll(calls);
+        // One of the ranks is often gone, and nobody waits for it: the job sees who has ended.
+        foreach (var call in calls)
+            GrainCalls.Send(call, logger, "abort a rank");
+        return Task.CompletedTask;
     }
 
     public Task OnReports(AttemptId attempt, int rank, List<SequencedReport> reports)
     {
+        if (launch is null)
+            throw new StageUnknownException($"stage {this.GetPrimaryKeyString()} has just moved and knows no attempt yet");
         if (launch is not { } current || current.Attempt != attempt)
             return Task.CompletedTask;
         foreach (var item in reports)
@@ -70,9 +90,10 @@ internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
         launch = next;
         lastSequences.Clear();
         lastSent = 0;
+        incarnation = Guid.NewGuid();
         aggregator = new ReportAggregator(next.Stage, next.Ranks.Length);
         var job = GrainFactory.GetGrain<IJobReports>(next.Attempt.JobId);
-        outbox = new GrainOutbox<StageMessage>(messages => job.OnStage([.. messages]), time, logger);
+        outbox = new GrainOutbox<StageMessage>(messages => job.OnStage([.. messages]), clock.Time, logger);
         // Runs beside the turns until the next attempt; it catches all faults itself.
         _ = outbox.RunAsync(ended.Token);
     }
@@ -83,14 +104,14 @@ internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
         {
             case StepReport step:
                 if (aggregator?.Add(step) is { } stageStep)
-                    Send(new StageMessage(current.Attempt, current.Stage, ++lastSent) { Step = stageStep });
+                    Send(new StageMessage(current.Attempt, current.Stage, incarnation, ++lastSent) { Step = stageStep });
                 break;
             case EvaluationReport evaluation:
                 if (aggregator?.Add(evaluation) is { } stageEvaluation)
-                    Send(new StageMessage(current.Attempt, current.Stage, ++lastSent) { Evaluation = stageEvaluation });
+                    Send(new StageMessage(current.Attempt, current.Stage, incarnation, ++lastSent) { Evaluation = stageEvaluation });
                 break;
             default:
-                Send(new StageMessage(current.Attempt, current.Stage, ++lastSent) { Report = report });
+                Send(new StageMessage(current.Attempt, current.Stage, incarnation, ++lastSent) { Report = report });
                 break;
         }
     }

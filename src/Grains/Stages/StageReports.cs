@@ -69,10 +69,11 @@ public sealed record StageEvaluation(
 public sealed record SequencedReport([property: Id(0)] long Sequence, [property: Id(1)] RankReport Report);
 
 /// <summary>What a stage grain tells its job, in order; exactly one of the three payloads is set.</summary>
+/// <param name="Incarnation">Another one after the stage's grain has moved: its sequence begins anew then.</param>
 /// <param name="Sequence">1 for the first message of the stage in this attempt.</param>
 [GenerateSerializer, Immutable]
 public sealed record StageMessage(
-    [property: Id(0)] AttemptId Attempt, [property: Id(1)] int Stage, [property: Id(2)] long Sequence)
+    [property: Id(0)] AttemptId Attempt, [property: Id(1)] int Stage, [property: Id(6)] Guid Incarnation, [property: Id(2)] long Sequence)
 {
     /// <summary>All ranks of the stage finished a step.</summary>
     [Id(3)] public StageStepReport? Step { get; init; }
@@ -89,5 +90,13 @@ public sealed record StageMessage(
 public sealed record StageLaunch([property: Id(0)] AttemptId Attempt, [property: Id(1)] int Stage, [property: Id(2)] ImmutableArray<RankStart> Ranks);
 
 /// <summary>A rank's start command and the key of the rank grain that gets it.</summary>
+/// <param name="Silo">The silo that the plan counts on; one that has come in its place must not start the rank.</param>
 [GenerateSerializer, Immutable]
-public sealed record RankStart([property: Id(0)] string RankGrainKey, [property: Id(1)] StartRank Command);
+public sealed record RankStart([property: Id(0)] string RankGrainKey, [property: Id(1)] StartRank Command, [property: Id(2)] string Silo);
+
+/// <summary>The stage's grain was activated anew and waits for its job to tell it the launch; the sender repeats its message.</summary>
+[GenerateSerializer]
+public sealed class StageUnknownException : OrleansException
+{
+    public StageUnknownException(string message) : base(message) { }
+}

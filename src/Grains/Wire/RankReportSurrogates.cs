@@ -136,6 +136,22 @@ internal sealed class EvaluationReportConverter : IConverter<EvaluationReport, E
 }
 
 [GenerateSerializer]
+internal struct RankBusySurrogate
+{
+    [Id(0)] public AttemptId Attempt;
+    [Id(1)] public int Rank;
+    [Id(2)] public string Activity;
+}
+
+[RegisterConverter]
+internal sealed class RankBusyConverter : IConverter<RankBusy, RankBusySurrogate>
+{
+    public RankBusy ConvertFromSurrogate(in RankBusySurrogate s) => new(s.Attempt, s.Rank, s.Activity);
+
+    public RankBusySurrogate ConvertToSurrogate(in RankBusy v) => new() { Attempt = v.Attempt, Rank = v.Rank, Activity = v.Activity };
+}
+
+[GenerateSerializer]
 internal struct RankNoticeSurrogate
 {
     [Id(0)] public AttemptId Attempt;

@@ -233,7 +233,7 @@ public sealed class JobTransitionsTests
     private static JobSpec Spec(int maxRestarts = 0) => TrainingCluster.Spec("job", worldSize: 2, maxRestarts: maxRestarts);
 
     private static LaunchPlan Plan() => new(
-        [new RankPlacement(0, 0, new DeviceId("n", 0)), new RankPlacement(1, 0, new DeviceId("n", 1))], 1, "local:job");
+        [new RankPlacement(0, 0, new DeviceId("n", 0), "s"), new RankPlacement(1, 0, new DeviceId("n", 1), "s")], 1, "local:job");
 
     private static JobState Queued(int maxRestarts = 0) => Next(JobState.Empty, new JobInput.Submitted(Spec(maxRestarts))).State;
 

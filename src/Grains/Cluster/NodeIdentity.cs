@@ -2,7 +2,7 @@ using System.Collections.Immutable;
 using System.Globalization;
 using Megatron.Grains.Jobs;
 
-namespace Megatron.Grains;
+namespace Megatron.Grains.Cluster;
 
 /// <summary>The node this silo runs on and the devices it owns; every silo of a cluster learns it as silo metadata.</summary>
 public sealed class NodeIdentity

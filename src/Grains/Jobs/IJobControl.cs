@@ -1,0 +1,25 @@
+using Megatron.Grains.Cluster;
+
+namespace Megatron.Grains.Jobs;
+
+/// <summary>The job grain as the rest of the control plane sees it.</summary>
+public interface IJobControl : IGrainWithStringKey
+{
+    /// <summary>
+    /// Called by the membership grain after each change, also to wake a job whose silo is gone: ranks on silos that have left are lost.
+    /// </summary>
+    [ResponseTimeout("00:00:30")]
+    Task OnMembership([Immutable] MembershipView view);
+
+    /// <summary>Called by the device pool when a waiting job should ask again, or one with fewer replicas than asked for could have more.</summary>
+    [ResponseTimeout("00:00:30")]
+    Task OnDevicesFree();
+
+    /// <summary>Called by the membership grain when a silo wants to leave: ranks on it save and move.</summary>
+    [ResponseTimeout("00:00:30")]
+    Task OnSiloLeaving(string silo);
+
+    /// <summary>Called by the grain itself at intervals, as a turn of its own.</summary>
+    [ResponseTimeout("00:00:30")]
+    Task Tick();
+}

@@ -1,0 +1,20 @@
+namespace Megatron.Grains.Jobs;
+
+/// <summary>How long a job grain waits before it acts by itself.</summary>
+public sealed record JobTimings
+{
+    /// <summary>How often a living job looks at its clock.</summary>
+    public TimeSpan Tick { get; init; } = TimeSpan.FromMilliseconds(250);
+
+    /// <summary>How long the ranks of a faulted attempt have to end; those that do not are left behind.</summary>
+    public TimeSpan Clearing { get; init; } = TimeSpan.FromSeconds(4);
+
+    /// <summary>How often a job that waits for devices asks again, whatever it was told.</summary>
+    public TimeSpan Retry { get; init; } = TimeSpan.FromSeconds(2);
+
+    /// <summary>A step that takes longer than this, and than three mean steps, is a fault.</summary>
+    public TimeSpan LeastStepLimit { get; init; } = TimeSpan.FromSeconds(3);
+
+    /// <summary>The longest that a save or an evaluation may take.</summary>
+    public TimeSpan BusyLimit { get; init; } = TimeSpan.FromMinutes(30);
+}

@@ -1,0 +1,48 @@
+using Megatron.Compute.Training;
+
+namespace Megatron.Grains.Rendezvous;
+
+/// <summary>
+/// Where the ranks of one attempt find one another, key = <see cref="KeyOf"/>. The job grain opens it before the ranks start and closes it when the
+/// attempt is over: a rank of an older attempt meets nobody. Nothing is stored: when its silo is lost the attempt fails and the next one has another.
+/// </summary>
+public interface IRendezvousGrain : IGrainWithStringKey
+{
+    /// <summary>Key of an attempt's grain.</summary>
+    static string KeyOf(AttemptId attempt) => FormattableString.Invariant($"{attempt.JobId}/{attempt.Attempt}");
+
+    /// <summary>Called by the job grain; may be repeated.</summary>
+    [ResponseTimeout("00:00:05")]
+    Task Open();
+
+    /// <summary>Called by the job grain: every call from now on is refused, and who waits is released.</summary>
+    [ResponseTimeout("00:00:05")]
+    Task Close();
+
+    /// <summary>Called by ranks, as <c>IRendezvousStore.Set</c>.</summary>
+    [ResponseTimeout("00:00:05")]
+    Task Set(string key, [Immutable] byte[] value);
+
+    /// <summary>Called by ranks: the value, or null when nobody set it within <paramref name="wait"/>; the caller repeats.</summary>
+    [ResponseTimeout("00:00:05")]
+    Task<byte[]?> Get(string key, TimeSpan wait);
+
+    /// <summary>Called by ranks, as <c>IRendezvousStore.Add</c>.</summary>
+    [ResponseTimeout("00:00:05")]
+    Task<long> Add(string key, long amount);
+
+    /// <summary>Called by ranks, as <c>IRendezvousStore.CompareSet</c>.</summary>
+    [ResponseTimeout("00:00:05")]
+    Task<bool> CompareSet(string key, [Immutable] byte[]? expected, [Immutable] byte[] desired);
+
+    /// <summary>Called by ranks, as <c>IRendezvousStore.Keys</c>.</summary>
+    [ResponseTimeout("00:00:05")]
+    Task<IReadOnlyList<string>> Keys(string prefix);
+}
+
+/// <summary>The attempt is not open here: it is over, or the grain has lost what it knew.</summary>
+[GenerateSerializer]
+public sealed class RendezvousClosedException : Exception
+{
+    public RendezvousClosedException(string message) : base(message) { }
+}

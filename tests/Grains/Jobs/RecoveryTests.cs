@@ -1,0 +1,158 @@
+using Megatron.Compute.Training;
+using Megatron.Grains.Cluster;
+using Megatron.Grains.Jobs;
+using Megatron.Testing;
+
+namespace Megatron.Grains.Tests.Jobs;
+
+/// <summary>Jobs on several silos of which one is lost, with fake workers: what is started where, under which attempt, and from what.</summary>
+public sealed class RecoveryTests
+{
+    [Fact]
+    public async Task Submit_TwoSilos_StartsRanksOnBothThatMeetThroughTheControlPlane()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 2);
+        await cluster.Job("a").Submit(Elastic("a", 2));
+        var first = await cluster.Worker(0, 0).NextAsync<StartRank>();
+        var second = await cluster.Worker(1, 0).NextAsync<StartRank>();
+        Assert.Equal((0, 1, 2), (first.Rank, second.Rank, second.WorldSize));
+        Assert.Equal("cluster:a/1", first.RendezvousEndpoint);
+        var silos = (await cluster.Grains.GetGrain<IMembershipGrain>(IMembershipGrain.Key).GetStatus()).Silos;
+        Assert.All(silos, silo => Assert.Equal("a", Assert.Single(silo.Devices).JobId));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task SiloKilled_WhileStartingOrRunning_GoesOnWithOneReplicaFromTheCheckpoint(bool isRunning)
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 3);
+        await cluster.Job("a").Submit(Elastic("a", 3));
+        var starts = await StartsAsync(cluster, 3);
+        if (isRunning)
+        {
+            for (int rank = 0; rank < 3; rank++)
+                Run(cluster, starts[rank], 1, 2);
+            cluster.Worker(0, 0).Report(new CheckpointCommitted(starts[0].Attempt, 0, "2", 2, "/run/iter_0000002"));
+            await cluster.WaitForAsync<JobCheckpointSaved>("a", _ => true);
+        }
+
+        await cluster.KillSiloAsync(2);
+        await cluster.Worker(0, 0).NextAsync<AbortRank>();
+        await cluster.Worker(1, 0).NextAsync<AbortRank>();
+        foreach (int node in new[] { 0, 1 })
+            cluster.Worker(node, 0).Report(new RankFaulted(starts[node].Attempt, node, "aborted", false, ""));
+
+        var second = await StartsAsync(cluster, 2);
+        Assert.All(second, start => Assert.Equal((2, 2, isRunning ? "/run/iter_0000002" : null), (start.Attempt.Attempt, start.WorldSize, start.LoadFolder)));
+        foreach (var start in second)
+            Run(cluster, start, 3, 3);
+        foreach (var start in second)
+            cluster.Worker(start.Rank, 0).Report(new RankFinished(start.Attempt, start.Rank, 3, true));
+        var status = await cluster.WaitForStatusAsync("a", status => status.Phase is JobPhase.Completed);
+        Assert.Equal(2, status.Attempt);
+    }
+
+    [Fact]
+    public async Task SiloKilled_OneThatHostsNoRank_LeavesTheRanksAlone()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(2, numSilos: 3);
+        foreach (int lost in new[] { 2, 1 })
+        {
+            string id = $"job{lost}";
+            await cluster.Job(id).Submit(Elastic(id, 1));
+            var start = await cluster.Worker(0, 0).NextAsync<StartRank>();
+            cluster.Worker(0, 0).Report(FakeRankWorker.Started(start));
+            await cluster.WaitForAsync<JobPhaseChanged>(id, change => change.Phase is JobPhase.Running);
+            await cluster.KillSiloAsync(lost);
+            // Whichever grains were lost with it, the rank's next words reach the job.
+            cluster.Worker(0, 0).Report(FakeRankWorker.Step(start, 1));
+            cluster.Worker(0, 0).Report(new RankFinished(start.Attempt, 0, 1, true));
+            Assert.Equal(1, (await cluster.WaitForStatusAsync(id, status => status.Phase is JobPhase.Completed)).Attempt);
+        }
+    }
+
+    [Fact]
+    public async Task SiloAdded_WhenAJobHasFewerReplicasThanAsked_GrowsAtTheNextCheckpoint()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 1);
+        await cluster.Job("a").Submit(Elastic("a", 2));
+        var start = await cluster.Worker(0, 0).NextAsync<StartRank>();
+        Assert.Equal(1, start.WorldSize);
+        Run(cluster, start, 1, 1);
+        await cluster.WaitForAsync<JobStepDone>("a", _ => true);
+
+        await cluster.AddSiloAsync();
+        await WaitForDevicesAsync(cluster, 2);
+        Run(cluster, start, 2, 2);
+        cluster.Worker(0, 0).Report(new CheckpointCommitted(start.Attempt, 0, "2", 2, "/run/iter_0000002"));
+        Assert.True((await cluster.Worker(0, 0).NextAsync<StopRank>()).SaveCheckpoint);
+        cluster.Worker(0, 0).Report(new RankFinished(start.Attempt, 0, 2, false));
+        var grown = await StartsAsync(cluster, 2);
+        Assert.All(grown, next => Assert.Equal((2, 2, "/run/iter_0000002"), (next.Attempt.Attempt, next.WorldSize, next.LoadFolder)));
+    }
+
+    [Fact]
+    public async Task SiloLeaving_RanksSaveAndMove()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 2);
+        await cluster.Job("a").Submit(Elastic("a", 1));
+        var start = await cluster.Worker(0, 0).NextAsync<StartRank>();
+        Run(cluster, start, 1, 1);
+        await cluster.WaitForAsync<JobStepDone>("a", _ => true);
+        await cluster.Grains.GetGrain<IMembershipGrain>(IMembershipGrain.Key).OnSiloLeaving(await cluster.SiloOfAsync(0));
+        Assert.True((await cluster.Worker(0, 0).NextAsync<StopRank>()).SaveCheckpoint);
+        cluster.Worker(0, 0).Report(new CheckpointCommitted(start.Attempt, 0, "1", 1, "/run/iter_0000001"));
+        cluster.Worker(0, 0).Report(new RankFinished(start.Attempt, 0, 1, false));
+        var next = await cluster.Worker(1, 0).NextAsync<StartRank>();
+        Assert.Equal((2, "/run/iter_0000001"), (next.Attempt.Attempt, next.LoadFolder));
+    }
+
+    [Fact]
+    public async Task Submit_NothingFits_WaitsAndStartsWhenTheOtherJobEnds()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(2, numSilos: 1);
+        await cluster.Job("a").Submit(Elastic("a", 2));
+        await cluster.Job("b").Submit(Elastic("b", 2) with { PipelineSize = 2, Layout = null });
+        Assert.Equal((JobPhase.Queued, "one replica needs 2 devices, 0 are free: waiting for devices"), await PhaseAsync(cluster, "b"));
+        var starts = new[] { await cluster.Workers[0].NextAsync<StartRank>(), await cluster.Workers[1].NextAsync<StartRank>() };
+        foreach (var start in starts)
+            cluster.Workers[start.LocalRank].Report(new RankFinished(start.Attempt, start.Rank, 1, true));
+        Assert.Equal("b", (await cluster.Workers[0].NextAsync<StartRank>()).Attempt.JobId);
+        var jobs = await cluster.Grains.GetGrain<IJobDirectory>(IJobDirectory.Key).List();
+        Assert.Equal(["a", "b"], jobs.Select(job => job.JobId).Order());
+    }
+
+    private static async Task<(JobPhase, string)> PhaseAsync(TrainingCluster cluster, string id)
+    {
+        var status = await cluster.Job(id).GetStatus();
+        return (status.Phase, status.Reason);
+    }
+
+    private static JobSpec Elastic(string id, int worldSize) => TrainingCluster.Spec(id, worldSize, maxRestarts: 3, isElastic: true);
+
+    // One device a node: rank n lies on node n.
+    private static async Task<StartRank[]> StartsAsync(TrainingCluster cluster, int count)
+    {
+        var starts = new StartRank[count];
+        for (int node = 0; node < count; node++)
+            starts[node] = await cluster.Worker(node, 0).NextAsync<StartRank>();
+        return starts;
+    }
+
+    private static void Run(TrainingCluster cluster, StartRank start, int firstStep, int lastStep)
+    {
+        var worker = cluster.Worker(start.WorldSize == 1 ? 0 : start.Rank, start.LocalRank);
+        worker.Report(FakeRankWorker.Started(start, firstStep));
+        for (int step = firstStep; step <= lastStep; step++)
+            worker.Report(FakeRankWorker.Step(start, step));
+    }
+
+    private static async Task WaitForDevicesAsync(TrainingCluster cluster, int count)
+    {
+        var membership = cluster.Grains.GetGrain<IMembershipGrain>(IMembershipGrain.Key);
+        using var patience = new CancellationTokenSource(TimeSpan.FromMinutes(1));
+        while ((await membership.GetStatus()).Silos.Sum(silo => silo.Devices.Count) < count)
+            await Task.Delay(TimeSpan.FromMilliseconds(20), patience.Token);
+    }
+}
