@@ -6,7 +6,7 @@ namespace Megatron.Compute.Training;
 public static class BenchmarkPresets
 {
     /// <summary>Names in the order of the documentation.</summary>
-    public static IReadOnlyList<string> Names { get; } = ["qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "llama3.2-1b", "llama3-8b"];
+    public static IReadOnlyList<string> Names { get; } = ["qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "llama3.2-1b", "llama3-8b", "qwen3-30b-a3b"];
 
     /// <summary>The shape of a preset; <c>name:layers</c> keeps only so many layers.</summary>
     /// <exception cref="ConfigException">BENCH001: no such preset.</exception>
@@ -20,6 +20,11 @@ public static class BenchmarkPresets
             "qwen3-4b" => Qwen3(layers: 36, hidden: 2560, ffn: 9728, heads: 32, tied: true),
             "llama3.2-1b" => Llama(layers: 16, hidden: 2048, ffn: 8192, headDim: 64, tied: true),
             "llama3-8b" => Llama(layers: 32, hidden: 4096, ffn: 14336, headDim: 128, tied: false),
+            "qwen3-30b-a3b" => Qwen3(layers: 48, hidden: 2048, ffn: 6144, heads: 32, tied: false) with
+            {
+                Architecture = "Qwen3MoeForCausalLM", ModelType = "qwen3_moe", NumQueryGroups = 4,
+                Moe = new MoeConfig { NumExperts = 128, FfnHiddenSize = 768, TopK = 8, PreSoftmax = false },
+            },
             _ => throw new ConfigException("BENCH001", $"preset = {preset} is not known; choose {string.Join(", ", Names)}."),
         };
         if (parts.Length == 1) return model;
