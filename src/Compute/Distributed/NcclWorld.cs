@@ -36,14 +36,17 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
     private readonly List<NcclProcessGroup> groups = [];
     private readonly CancellationTokenSource ending = new();
     private readonly Thread watchdog;
+    private readonly IRendezvousStore store;
     private string? abortReason;
 
     /// <summary>The library's version, as it counts: 22809 is 2.28.9.</summary>
     public int Version => context.Library.Version;
 
+    /// <param name="store">Where the ranks of the attempt exchange ids; disposed with the world when it can be.</param>
     /// <exception cref="ConfigException">NATIVE013, NATIVE014: no usable NCCL.</exception>
     public NcclWorld(IRendezvousStore store, NcclWorldOptions options, LoadedLibTorch libTorch)
     {
+        this.store = store;
         context = new NcclContext
         {
             Library = Nccl.Load(libTorch), Store = new PrefixedRendezvousStore(store, $"{options.Attempt}/nccl/"), Device = options.Device,
@@ -88,6 +91,7 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
         lock (gate) abortReason ??= "the rank has ended";
         ending.Cancel();
         watchdog.Join();
+        (store as IDisposable)?.Dispose();
     }
 
     private void Watch()

@@ -18,8 +18,8 @@ public sealed record RankEnvironment
     /// <summary>Intra-operation threads of a rank: the cores of the node divided by its ranks.</summary>
     public required int ThreadsPerRank { get; init; }
 
-    /// <summary>Makes the process groups of an attempt; called once per rank.</summary>
-    public required Func<StartRank, IProcessGroupFactory> ProcessGroups { get; init; }
+    /// <summary>Makes the process groups of an attempt for a rank with the given device; called once per rank, on its thread.</summary>
+    public required Func<StartRank, torch.Device, IProcessGroupFactory> ProcessGroups { get; init; }
 
     /// <summary>
     /// The environment of ranks that are threads of one process, or of several: <see cref="StartRank.RendezvousEndpoint"/> says which.
@@ -31,13 +31,15 @@ public sealed record RankEnvironment
     /// <param name="meeting">How; null when this process belongs to no cluster.</param>
     public static RankEnvironment OfSilo(LibTorchOptions libTorch, TimeProvider time, int ranks, RankMeeting? meeting)
     {
-        var (threads, processes) = (new LoopbackWorlds(), new TcpWorlds(meeting));
+        var (threads, processes, gpus) = (new LoopbackWorlds(), new TcpWorlds(meeting), new NcclWorlds(meeting, libTorch));
         return new RankEnvironment
         {
             LibTorch = libTorch,
             Time = time,
             ThreadsPerRank = Math.Max(1, Environment.ProcessorCount / ranks),
-            ProcessGroups = start => start.RendezvousEndpoint.StartsWith("local:", StringComparison.Ordinal) ? threads.Of(start) : processes.Of(start),
+            ProcessGroups = (start, device) =>
+                start.WorldSize > 1 && device.type == DeviceType.CUDA ? gpus.Of(start, device.index)
+                : start.RendezvousEndpoint.StartsWith("local:", StringComparison.Ordinal) ? threads.Of(start) : processes.Of(start),
         };
     }
 
@@ -68,6 +70,51 @@ public sealed record RankEnvironment
                 var world = new LoopbackWorld(Timeout);
                 newest = (start.Attempt, world);
                 return world;
+            }
+        }
+    }
+
+    /// <summary>One NCCL world for each rank of this process and attempt; that of an older attempt is closed when the next one starts.</summary>
+    private sealed class NcclWorlds(RankMeeting? meeting, LibTorchOptions libTorch)
+    {
+        private static readonly TimeSpan LongestJoin = TimeSpan.FromMinutes(30), StoreRequestTimeout = TimeSpan.FromSeconds(30);
+        private readonly Lock gate = new();
+        private readonly Dictionary<(string JobId, int Rank), NcclWorld> newest = [];
+        private (AttemptId Attempt, InProcessRendezvousStore Store)? local;
+
+        public IProcessGroupFactory Of(StartRank start, int device)
+        {
+            var config = TrainingConfig.FromJson(start.ConfigJson);
+            if (config.DistributedBackend != "nccl")
+                throw new ConfigException(
+                    "GPU005", $"--distributed_backend = {config.DistributedBackend} joins CPU ranks, and rank {start.Rank} has a GPU; leave the option out, or give --device cpu.");
+            var timeout = TimeSpan.FromMinutes(config.DistributedTimeoutMinutes);
+            var key = (start.Attempt.JobId, start.Rank);
+            NcclWorld? old;
+            lock (gate) newest.Remove(key, out old);
+            old?.Dispose();
+            var world = new NcclWorld(StoreOf(start), new NcclWorldOptions
+            {
+                Attempt = FormattableString.Invariant($"{start.Attempt.JobId}/{start.Attempt.Attempt}"),
+                Device = device,
+                Timeout = timeout,
+                JoinTimeout = timeout < LongestJoin ? timeout : LongestJoin,
+            }, Native.LibTorch.Load(libTorch));
+            lock (gate) newest[key] = world;
+            return world;
+        }
+
+        private IRendezvousStore StoreOf(StartRank start)
+        {
+            if (Uri.TryCreate(start.RendezvousEndpoint, UriKind.Absolute, out var uri) && uri.Scheme == "tcp")
+                return new TcpRendezvousStore(uri.IdnHost, uri.Port, LongestJoin, StoreRequestTimeout, CancellationToken.None);
+            if (!start.RendezvousEndpoint.StartsWith("local:", StringComparison.Ordinal))
+                return meeting?.StoreOf(start.Attempt)
+                    ?? throw new RankFaultException($"This process belongs to no cluster, but its ranks should meet at {start.RendezvousEndpoint}.");
+            lock (gate)
+            {
+                if (local is not { } current || current.Attempt != start.Attempt) local = current = (start.Attempt, new InProcessRendezvousStore());
+                return current.Store;
             }
         }
     }

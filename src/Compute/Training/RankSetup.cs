@@ -49,7 +49,7 @@ public sealed class RankSetup : IDisposable
         var data = DatasetBuilder.Build(config, tokenizer, ChatTemplates.Get(config.Template ?? "default"), modelConfig.VocabSize);
 
         var dims = RunSettings.Dims(config, start.WorldSize);
-        var backend = environment.ProcessGroups(start);
+        var backend = environment.ProcessGroups(start, device);
         groups.Backend(backend);
         var parallel = ParallelState.Create(dims, start.Rank, backend, config.SequenceParallel);
         groups.Opened(parallel);

@@ -26,7 +26,7 @@ public sealed class RankEnvironmentTests
             {
                 var endPoint = isTcp ? $"tcp://127.0.0.1:{server.EndPoint.Port}/{attempt}" : $"local:job/{attempt}";
                 var start = new StartRank(new AttemptId("job", attempt), new TrainingConfig { DistributedTimeoutMinutes = 1 }.ToJson(), rank, 2, rank, endPoint, null);
-                var factory = environment.ProcessGroups(start);
+                var factory = environment.ProcessGroups(start, CPU);
                 Assert.Equal(isTcp, factory is TcpWorld);
                 using var group = factory.Create("dp", rank, [0, 1]);
                 using var sum = full(3, rank + 1.0, dtype: float32);
