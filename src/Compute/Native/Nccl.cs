@@ -128,7 +128,7 @@ internal sealed unsafe class Nccl
     /// <summary>For native code of this process; .NET's own function does not reach it.</summary>
     [DllImport("libc", EntryPoint = "setenv", BestFitMapping = false, ThrowOnUnmappableChar = true)]
     [DefaultDllImportSearchPaths(DllImportSearchPath.System32)]
-    private static extern int SetEnvironment([MarshalAs(UnmanagedType.LPStr)] string name, [MarshalAs(UnmanagedType.LPStr)] string value, int overwrite);
+    internal static extern int SetEnvironment([MarshalAs(UnmanagedType.LPStr)] string name, [MarshalAs(UnmanagedType.LPStr)] string value, int overwrite);
 
     private static string Text(int version) => $"{version / 10000}.{version / 100 % 100}.{version % 100}";
 
