@@ -7,7 +7,7 @@ namespace Megatron.Compute.Ops;
 internal static class QueryKeyNormRotaryKernel
 {
     private const string File = "qk_norm_rotary.cu";
-    private const int MaxGroups = 32, MaxWidth = 128, BackwardBlocks = 8 * 132; // of a Hopper GPU's 132 multiprocessors
+    private const int MaxThreads = 256, MaxWidth = 128, BackwardBlocks = 8 * 132; // of a Hopper GPU's 132 multiprocessors
 
     /// <summary>True when the forward computes heads like these.</summary>
     public static bool Supports(Tensor heads_TQD) => heads_TQD.is_contiguous() && SupportsHeads(heads_TQD);
@@ -39,7 +39,7 @@ internal static class QueryKeyNormRotaryKernel
         var grad_TQD = empty([tokens, numHeads + 2 * numGroups, width], query.dtype, query.device);
         var threads = Threads(grad_TQD.shape[1], query);
         var groups = threads / LanesPerHead(query);
-        var rounds = Rounds(grad_TQD.shape[1]);
+        var rounds = Rounds(grad_TQD.shape[1], query);
         var blocks = Math.Min(BackwardBlocks / rounds, tokens);
         using var partial = empty([rounds * blocks, 2, width], ScalarType.Float32, query.device);
         CudaKernels.Of(File, KernelElement.Define(query)).Launch(
@@ -63,12 +63,16 @@ internal static class QueryKeyNormRotaryKernel
     /// <summary>Whole warps for all heads of a token at once, or for an even part of them when they are many.</summary>
     private static uint Threads(long heads, Tensor x)
     {
-        var rounds = Rounds(heads);
+        var rounds = Rounds(heads, x);
         var threads = (uint)((heads + rounds - 1) / rounds) * LanesPerHead(x);
         return (threads + 31) / 32 * 32;
     }
 
-    private static long Rounds(long heads) => (heads + MaxGroups - 1) / MaxGroups;
+    private static long Rounds(long heads, Tensor x)
+    {
+        var groupsMax = MaxThreads / LanesPerHead(x);
+        return (heads + groupsMax - 1) / groupsMax;
+    }
 
     private static long Pointer(Tensor? tensor) => tensor is null ? 0 : Dispatcher.DataPointer(tensor);
 }

@@ -29,6 +29,8 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     private readonly List<OwnedRange> owned = [];
     private readonly IReadOnlyList<FlatRange> countedRanges;
     private readonly List<OptimizerStateRange> state = [];
+    private Tensor? hostGradient;
+    private Tensor? hostWeights;
     private readonly GradientReducer reducer;
     private readonly List<CollectiveWork> gathers = [];
 
@@ -165,6 +167,8 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             part.ExpAvg.Dispose();
             part.ExpAvgSq?.Dispose();
         }
+        hostGradient?.Dispose();
+        hostWeights?.Dispose();
         weights.Dispose(); // the parameters' views keep the storage alive as long as the model lives
     }
 
@@ -217,16 +221,20 @@ public sealed class MixedPrecisionOptimizer : IDisposable
         }
     }
 
-    /// <summary>Gradients to the host, the update there, weights back: each way one copy of the range.</summary>
+    /// <summary>Gradients to the host, the update there, weights back: each way one copy of the range, through page-locked buffers.</summary>
     private void UpdateOnHost(OwnedRange part, FlatRange range, AdamWStep step)
     {
         using var scope = NewDisposeScope();
-        var gradient = gradients.Slice(range.Begin, range.Length).cpu();
+        hostGradient ??= HostBuffer(ScalarType.Float32);
+        hostWeights ??= HostBuffer(weights.dtype);
+        var gradient = hostGradient.narrow(0, 0, range.Length).copy_(gradients.Slice(range.Begin, range.Length));
         var master = part.Slice(part.Master ?? throw new InvalidOperationException("An fp32 model's masters are its weights and stay on the device."), range);
         var expAvgSq = part.Slice(part.ExpAvgSq ?? throw new InvalidOperationException("Only Adam's state is moved to the host."), range);
         AdamWHost.Step(master, gradient, part.Slice(part.ExpAvg, range), expAvgSq, step);
-        Slice(weights, range).copy_(master.to_type(weights.dtype));
+        Slice(weights, range).copy_(hostWeights.narrow(0, 0, range.Length).copy_(master));
     }
+
+    private Tensor HostBuffer(ScalarType dtype) => Keep(empty(owned.Where(part => part.IsOffloaded).Max(part => part.Range.Length), dtype).pin_memory());
 
     private void StartGather(OwnedRange part)
     {
