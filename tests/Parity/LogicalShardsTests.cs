@@ -6,19 +6,21 @@ namespace Megatron.Parity.Tests;
 public sealed class LogicalShardsTests
 {
     [Theory]
-    [InlineData("qwen2.5-dense", true, 1)]
-    [InlineData("qwen3-dense", false, 1)]
-    [InlineData("qwen2.5-dense", true, 2)]
-    public void TrainSteps_FourShards_AreBitwiseEqualOnOneTwoAndFourReplicas(string model, bool distributedOptimizer, int pipeline)
+    [InlineData("qwen2.5-dense", true, 1, 1)]
+    [InlineData("qwen3-dense", false, 1, 1)]
+    [InlineData("qwen2.5-dense", true, 2, 1)]
+    [InlineData("qwen3-dense", true, 1, 2)]
+    public void TrainSteps_FourShards_AreBitwiseEqualOnOneTwoAndFourReplicas(string model, bool distributedOptimizer, int pipeline, int context)
     {
         var config = new TrainingConfig
         {
             LogicalDataShards = 4, MicroBatchSize = 1, UseDistributedOptimizer = distributedOptimizer, PipelineModelParallelSize = pipeline,
+            ContextParallelSize = context,
         };
-        var one = LayoutRun.Run(model, config, pipeline, perTokenLoss: true);
+        var one = LayoutRun.Run(model, config, pipeline * context, perTokenLoss: true);
         foreach (var replicas in (int[])[2, 4])
         {
-            var several = LayoutRun.Run(model, config, replicas * pipeline, perTokenLoss: true);
+            var several = LayoutRun.Run(model, config, replicas * pipeline * context, perTokenLoss: true);
             Assert.Equal(one.Losses, several.Losses);
             Assert.Equal(one.GradNorms, several.GradNorms);
             Assert.Equal(one.BatchHashes, several.BatchHashes);

@@ -56,6 +56,23 @@ public sealed class ContextParallelTests
             }
     }
 
+    // Nothing that grows with the row is held whole on a rank: activations divide by cp to the byte.
+    [Theory]
+    [InlineData(2, ContextExchange.Ring)]
+    [InlineData(4, ContextExchange.Ring)]
+    [InlineData(2, ContextExchange.AllToAll)]
+    public void GptModel_RowSplitOverRanks_SavesItsShareOfTheActivations(int cp, ContextExchange exchange)
+    {
+        var config = TestModels.Config with { NumAttentionHeads = 8, NumQueryGroups = 4, QkLayerNorm = true };
+        var options = TestModels.Options(ScalarType.Float32) with { Attention = TestModels.Auto with { ContextExchange = exchange } };
+        var batch = TestBatches.Random(new Random(6), config.VocabSize, [16, 16, 16]);
+        foreach (var recompute in Recomputes)
+        {
+            var whole = Run(config, options with { Recompute = recompute }, batch, ParallelState.SingleRank()).SavedBytes;
+            Assert.All(RunRanks(config, options with { Recompute = recompute }, batch, 1, cp), rank => Assert.Equal(whole / cp, rank.SavedBytes));
+        }
+    }
+
     // Decisions belong to tokens: what a rank drops is what one rank drops at the same tokens, bit for bit.
     [Fact]
     public void Dropout_RowSplitOverRanks_DropsTheSameValues()
@@ -109,11 +126,12 @@ public sealed class ContextParallelTests
         using var context = new ForwardContext(own, CPU, 0, isTraining: true, 0.25, 1) { WholeRow = batch };
         using var saved = new Saved(context);
         var loss = model.ForwardStage(null, saved).item<float>();
+        var savedBytes = saved.SizeBytes;
         Assert.Null(model.BackwardInput(null, saved));
         model.BackwardWeight(saved);
         Assert.Equal(0, saved.SizeBytes);
 
-        var result = new Result(loss, [], []);
+        var result = new Result(loss, savedBytes, [], []);
         foreach (var parameter in model.Parameters)
         {
             // What the optimizer does: partial sums over the tensor-parallel group, then over the ranks that share the weights.
@@ -157,5 +175,5 @@ public sealed class ContextParallelTests
         Assert.True(Math.Sqrt(difference / size) <= Tolerance, $"{what}: relative L2 {Math.Sqrt(difference / size)}");
     }
 
-    private sealed record Result(float Loss, Dictionary<string, float[]> Gradients, List<(TensorBlock Block, float[] Values)> Blocks);
+    private sealed record Result(float Loss, long SavedBytes, Dictionary<string, float[]> Gradients, List<(TensorBlock Block, float[] Values)> Blocks);
 }

@@ -17,8 +17,16 @@ internal sealed class RingPass
     public static RingPass Start(ProcessGroup group, Tensor outgoing)
     {
         var incoming = empty_like(outgoing);
-        var send = group.Send(outgoing, (group.Rank + 1) % group.Size);
-        return new RingPass(incoming, send, group.Receive(incoming, (group.Rank + group.Size - 1) % group.Size));
+        var (next, previous) = ((group.Rank + 1) % group.Size, (group.Rank + group.Size - 1) % group.Size);
+
+        // Every second rank receives first: no circle of waits even where a device runs its transfers one after another.
+        if (group.Rank % 2 == 0)
+        {
+            var send = group.Send(outgoing, next);
+            return new RingPass(incoming, send, group.Receive(incoming, previous));
+        }
+        var receive = group.Receive(incoming, previous);
+        return new RingPass(incoming, group.Send(outgoing, next), receive);
     }
 
     /// <summary>Waits for both directions.</summary>
