@@ -55,7 +55,7 @@ public sealed record BenchmarkResult
 public static class StepBenchmark
 {
     private const double PeakTeraFlops = 989.4;
-    private const int WarmupSteps = 3;
+    private const int WarmupSteps = 10; // until the code that launches kernels is compiled for good
 
     /// <summary>Runs the benchmark on this thread.</summary>
     /// <param name="config">preset, micro_batch_size, seq_length, train_iters (timed steps), dtype, recompute, device.</param>
