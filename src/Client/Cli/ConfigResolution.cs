@@ -8,7 +8,7 @@ namespace Megatron.Client.Cli;
 public static class ConfigResolution
 {
     private static readonly string[] InputFolders = ["model", "load", "mcore_model", "golden", "tokenizer"];
-    private static readonly string[] OutputPaths = ["save", "output_dir", "dump", "result_path", "tensorboard_dir", "wandb_save_dir"];
+    private static readonly string[] OutputPaths = ["save", "output_dir", "dump", "result_path", "tensorboard_dir", "wandb_save_dir", "dataset_cache_dir", "report_path"];
 
     /// <summary>Returns the completed configuration.</summary>
     /// <exception cref="ConfigException">A text file or an args.json cannot be used, or an option contradicts the verb.</exception>

@@ -17,6 +17,7 @@ public static class HelpWriter
         OptionSection.MegatronTraining => "Data form and length of the run",
         OptionSection.Run => "Where to run",
         OptionSection.Infer => "Inference",
+        OptionSection.Report => "Reports on data",
         _ => section.ToString(),
     };
 

@@ -68,16 +68,27 @@ public sealed class MegatronCli(CommandConsole console, Func<string, string?> en
     /// <summary>All that can be known without reading a model: options, files, environment, the args.json chain.</summary>
     private ParsedOptions Parse(Verb verb, IReadOnlyList<string> arguments)
     {
-        var words = CommandGrammar.Cut(verb, arguments);
+        string[] action = verb.Actions.Count == 0 ? [] : [TakeAction(verb, arguments)];
+        var words = CommandGrammar.Cut(verb, [.. arguments.Take(1), .. arguments.Skip(1 + action.Length)]);
         if (!verb.TakesOptions)
             return new ParsedOptions(verb.Name, new TrainingConfig(), GivenOptions.None, words.Words, LaunchEnvironment.Read(environment), []);
 
         var (values, fileEnvironment) = OptionBinder.Read(words);
         if (values.Errors.Count > 0) throw new ConfigException(values.Errors);
-        var launch = LaunchEnvironment.Read(name => environment(name) is { Length: > 0 } set ? set : fileEnvironment.GetValueOrDefault(name));
+        string? Variable(string name) => environment(name) is { Length: > 0 } set ? set : fileEnvironment.GetValueOrDefault(name);
+        var launch = LaunchEnvironment.Read(Variable);
+        var folders = CacheFolders.Read(Variable);
         var given = new GivenOptions(values.Values.Keys);
         var config = ConfigResolution.Complete(OptionCatalog.With(new TrainingConfig(), values.Values), verb.Name, given);
-        return new ParsedOptions(verb.Name, config, given, [], launch, [.. values.Notices, .. OptionNotices.For(new GivenOptions(given.Names.Except(verb.FurtherOptions)), verb.Sections, verb.Name)]);
+        config = new HubDatasets(folders).Resolve(config) with { DatasetCacheDir = config.DatasetCacheDir ?? folders.Own };
+        return new ParsedOptions(verb.Name, config, given, action, launch, [.. values.Notices, .. OptionNotices.For(new GivenOptions(given.Names.Except(verb.FurtherOptions)), verb.Sections, verb.Name)]);
+    }
+
+    private static string TakeAction(Verb verb, IReadOnlyList<string> arguments)
+    {
+        var word = arguments.Count > 1 ? arguments[1] : "";
+        if (verb.Actions.Contains(word)) return word;
+        throw new ConfigException("CFG013", $"megatron {verb.Name} {word}".TrimEnd() + $" is not known; write megatron {verb.Name} {OptionValue.Alternatives(verb.Actions)}.");
     }
 
     private static ConfigException UnknownVerb(string word)

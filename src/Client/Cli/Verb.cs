@@ -34,6 +34,8 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
 
     private static readonly HashSet<OptionSection> InferSections = [Base, Data, OptionSection.Template, Run, OptionSection.Infer];
 
+    private static readonly HashSet<OptionSection> DataSections = [Base, Data, OptionSection.Template, Training, Evaluation, MegatronTraining, Run, OptionSection.Report];
+
     private static readonly HashSet<OptionSection> TokenizeSections = [Base, Data, OptionSection.Template, Run];
 
     /// <summary>All verbs in the order of the help.</summary>
@@ -49,6 +51,8 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
         new("infer", "Talk to a model, or let it answer a data set.", InferSections, console => new InferCommand(console, Console.In))
             { FurtherOptions = new HashSet<string> { "seed" } },
         new("tokenize", "Show the tokens and label masks of texts or rows.", TokenizeSections, console => new TokenizeCommand(console)),
+        new("data", "Prepare data sets for training, look into them, report on them: prepare, inspect or stats.", DataSections, console => new DataCommand(console))
+            { Actions = ["prepare", "inspect", "stats"] },
         new("quickstart", "Train a tiny model from nothing to see everything work.", NoSections,
             console => new QuickstartCommand(console, Environment.GetEnvironmentVariable, TimeProvider.System)),
         new("silo", "Host the devices of this node for a cluster.", NoSections, console => new SiloCommand(console))
@@ -61,6 +65,9 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
 
     /// <summary>True for sft and pt, where <c>output_dir</c> means <c>save</c> and <c>mcore_model</c> means <c>load</c>.</summary>
     public bool IsTraining { get; init; }
+
+    /// <summary>Words of which one must follow the verb; empty for most verbs.</summary>
+    public IReadOnlyList<string> Actions { get; init; } = [];
 
     /// <summary>Options outside <see cref="Sections"/> that it reads too.</summary>
     public IReadOnlySet<string> FurtherOptions { get; init; } = new HashSet<string>();

@@ -151,6 +151,10 @@ internal static class CombinationRules
             Add(errors, Text($"--packing_length = {pack} needs --packing true; add it or leave packing_length out."));
         if (config is { Packing: true, PackingLength: { } length, MaxLength: { } longest } && longest > length)
             Add(errors, Text($"--packing_length = {length} is below --max_length = {longest}; give at least {longest}."));
+        if (config is { LazyTokenize: true, Packing: true })
+            Add(errors, "--lazy_tokenize = true does not go with --packing = true, which must know all lengths; leave one of them out.");
+        if (config is { LazyTokenize: true, TruncationStrategy: "split" })
+            Add(errors, "--lazy_tokenize = true does not go with --truncation_strategy = split, which makes several samples of a row; use right or leave lazy_tokenize out.");
         if (config.TruncationStrategy == "split" && config.UseChatTemplate)
             Add(errors, "--truncation_strategy = split cuts plain text up and is for megatron pt only; use delete, left or right.");
         if (config.Resume && config.Finetune)

@@ -4,7 +4,7 @@ namespace Megatron.Compute.Configuration;
 public enum OptionSection
 {
     Base, Data, Template, Training, LearningRate, Regularisation, Checkpoint, Distributed, Logging, Evaluation, MixedPrecision, Model, Moe,
-    MegatronTraining, Run, Infer, Export, Verify,
+    MegatronTraining, Run, Infer, Export, Verify, Report,
 }
 
 /// <summary>What an accepted value of an option does.</summary>

@@ -53,7 +53,7 @@ internal static class RangeRules
         BelowOne("attention_dropout"), BelowOne("hidden_dropout"), Positive("init_method_std"),
         AtLeast("num_experts", 1), AtLeast("moe_ffn_hidden_size", 1), AtLeast("moe_shared_expert_intermediate_size", 0),
         AtLeast("moe_router_topk", 1), AtLeast("moe_aux_loss_coeff", 0), AtLeast("moe_z_loss_coeff", 0), Positive("moe_expert_capacity_factor"),
-        AtLeast("max_epochs", 1), AtLeast("packing_length", 1), AtLeast("row_padding_multiple", 1), AtLeast("max_length", 1), AtLeast("max_pixels", 1), AtLeast("num_labels", 1),
+        AtLeast("max_epochs", 1), AtLeast("packing_length", 1), AtLeast("row_padding_multiple", 1), AtLeast("show_samples", 0), AtLeast("max_length", 1), AtLeast("max_pixels", 1), AtLeast("num_labels", 1),
         BelowOne("split_dataset_ratio"), AtLeast("data_seed", 0), AtLeast("dataset_num_proc", 1), AtLeast("shuffle_buffer_size", 1),
         AtLeast("max_new_tokens", 1), AtLeast("temperature", 0), AtLeast("top_k", 1), new("top_p", 0, 1, LeastIsOpen: true),
         Positive("repetition_penalty"), AtLeast("num_beams", 1), AtLeast("top_logprobs", 0), AtLeast("max_batch_size", 1),
@@ -86,7 +86,7 @@ internal static class RangeRules
     }
 
     private static readonly string[] Paths =
-        ["model", "tokenizer", "save", "load", "mcore_model", "output_dir", "tensorboard_dir", "result_path", "golden", "dump"];
+        ["model", "tokenizer", "save", "load", "mcore_model", "output_dir", "tensorboard_dir", "result_path", "golden", "dump", "dataset_cache_dir", "report_path"];
 
     /// <summary>Texts with a form of their own.</summary>
     private static void CheckTexts(TrainingConfig config, List<ConfigError> errors)

@@ -5,7 +5,7 @@ using static Megatron.Compute.Configuration.OptionSection;
 // Options: data (reference 2.2).
 public sealed partial record TrainingConfig
 {
-    [Option("dataset", "Training data: [hf::|ms::]<path or id>[:<subset>[/<subset>]][#<rows>], several allowed; jsonl, json, csv, txt.",
+    [Option("dataset", "Training data: [hf::|ms::]<path or id>[:<subset>][#<rows>], several allowed; files, folders and patterns of jsonl, json, csv, txt and parquet, packed or not.",
         Data)]
     public IReadOnlyList<string> Dataset { get; init; } = [];
 
@@ -27,7 +27,11 @@ public sealed partial record TrainingConfig
     [Option("dataset_num_proc", "Threads that encode rows.", Data)]
     public int DatasetNumProc { get; init; } = 1;
 
-    [Option("load_from_cache_file", "Reuse encoded rows of an earlier run.", Data, Effect = OptionEffect.SpeedOnly)]
+    [Option("dataset_cache_dir", "Folder in which encoded data sets are kept, for all ranks of a node and for later runs.",
+        Data, DefaultFrom = "MEGATRON_CACHE, else ~/.cache/megatron, else prepared_data below the output folder")]
+    public string? DatasetCacheDir { get; init; }
+
+    [Option("load_from_cache_file", "Reuse encoded rows of an earlier run; false encodes them anew, below the output folder.", Data)]
     public bool LoadFromCacheFile { get; init; } = true;
 
     [Option("shuffle_buffer_size", "Rows held for shuffling a stream.", Data)]

@@ -81,7 +81,7 @@ public sealed partial record TrainingConfig
     [Option("optimizer_offload_fraction", "Share of the optimizer state in host memory, 0 to 1.", Training)]
     public double OptimizerOffloadFraction { get; init; } = 1.0;
 
-    [Option("dataloader_type", "cyclic: shuffled, epoch after epoch; single: one pass in order; external: the caller's.", Training,
+    [Option("dataloader_type", "cyclic: shuffled anew in each epoch; single: one pass in order; external: in the order of the data source, epoch after epoch (what streaming means).", Training,
         Choices = "single|cyclic|external")]
     public string DataloaderType { get; init; } = "cyclic";
 

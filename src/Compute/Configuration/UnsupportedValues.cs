@@ -34,8 +34,6 @@ public static class UnsupportedValues
 
         // Data
         new("shuffle_buffer_size", ["1000"]),
-        new("interleave_prob", [""]),
-        new("stopping_strategy", ["first_exhausted"]),
         new("download_mode", ["reuse_dataset_if_exists"]),
         new("custom_dataset_info", [""]),
 
@@ -48,7 +46,6 @@ public static class UnsupportedValues
         new("sequence_parallel_size", ["1"], "use --context_parallel_size"),
 
         // Training
-        new("dataloader_type", ["cyclic", "single"]),
         new("cuda_graph", ["false"]),
 
         // Checkpoint
@@ -86,7 +83,6 @@ public static class UnsupportedValues
 
         // Run form, place
         new("streaming", ["false"]),
-        new("lazy_tokenize", ["false"]),
         new("devices", [""]),
 
         // Inference and export

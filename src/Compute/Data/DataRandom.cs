@@ -60,6 +60,9 @@ public sealed class DataRandom
         return (int)high;
     }
 
+    /// <summary>A number in [0, 1): the upper 53 bits of <see cref="NextUInt64"/>.</summary>
+    public double NextDouble() => (NextUInt64() >> 11) * (1.0 / (1UL << 53));
+
     /// <summary>Puts the items in a random order in place (Fisher and Yates, from the end).</summary>
     public void Shuffle<T>(Span<T> items)
     {

@@ -1,87 +1,178 @@
 using System.Globalization;
 using System.Text.Json;
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Data.Prepared;
 using Megatron.Compute.Data.Rows;
 using Megatron.Compute.Tokenization;
 
 namespace Megatron.Compute.Data;
 
 /// <summary>
-/// Data files and settings → the prepared data of a run: open and check every file, split and sample each (before mixing), concatenate, shuffle,
-/// encode, plan. The result depends on the files, the settings and <c>data_seed</c> only.
+/// Data files and settings → the prepared data of a run: prepare every file (or find it prepared), split and sample each data set (before mixing),
+/// mix, shuffle, plan. The result depends on the files, the settings and <c>data_seed</c> only.
 /// </summary>
-public static class DatasetBuilder
+public sealed class DatasetBuilder
 {
+    private readonly TrainingConfig _config;
+    private readonly ChatTemplate _template;
+    private readonly ulong _seed;
+    private readonly RowParser _parser;
+    private readonly SampleEncoder _encoder;
+    private readonly PreparedStore _store;
+    private readonly string _encodingSettings;
+    private readonly List<string> _report = [];
+
+    private DatasetBuilder(TrainingConfig config, ITokenizer tokenizer, ChatTemplate template, int modelVocab)
+    {
+        (_config, _template) = (config, template);
+        _seed = SeedOf(config);
+        _parser = new RowParser(ParseColumns(config.Columns), new SelfCognition(config.ModelName, config.ModelAuthor), _seed, RowPurpose.Training);
+        var options = new RenderOptions(config.System, LossScales.Parse(config.LossScale));
+        _encoder = new SampleEncoder(
+            new ConversationEncoder(tokenizer, template, options, config.DateString), config.MaxLength ?? int.MaxValue, Truncation(config), modelVocab);
+        _store = new PreparedStore(config, tokenizer, template, _parser, _encoder, modelVocab);
+        _encodingSettings = config.LazyTokenize
+            ? string.Join('\n', new PreparedSettings(config with { LazyTokenize = false }, tokenizer, template, modelVocab).Common.Select(pair => $"{pair.Key}={pair.Value}"))
+            : "";
+    }
+
     /// <summary>Prepares the data of a training run.</summary>
     /// <param name="config">Data, template and batch options. <c>pt</c> comes with <c>use_chat_template</c> false and <c>loss_scale</c> all;
     /// <c>max_length</c> is filled from the model where the user gave none (null = no limit).</param>
     /// <param name="tokenizer">The model's tokenizer.</param>
     /// <param name="template">Chat template, or the plain-text template of pre-training; unbound.</param>
     /// <param name="modelVocab">Rows of the embedding: token ids must lie below.</param>
-    /// <exception cref="ConfigException">DATA001 … DATA024: what is wrong with which file, row or option.</exception>
-    public static TrainData Build(TrainingConfig config, ITokenizer tokenizer, ChatTemplate template, int modelVocab)
+    /// <param name="progress">Gets lines while files are being prepared; null when nobody reads them.</param>
+    /// <param name="cancellation">Ends the preparation; what is done is kept for the next start.</param>
+    /// <returns>The data; the caller disposes them.</returns>
+    /// <exception cref="ConfigException">DATA001 … DATA031: what is wrong with which file, row or option.</exception>
+    public static TrainData Build(
+        TrainingConfig config, ITokenizer tokenizer, ChatTemplate template, int modelVocab, Action<string>? progress = null, CancellationToken cancellation = default)
     {
-        var seed = (ulong)(uint)(config.DataSeed ?? config.Seed);
-        var report = new List<string>();
-        using var files = new OpenFiles();
-        var parser = new RowParser(ParseColumns(config.Columns), new SelfCognition(config.ModelName, config.ModelAuthor), seed, RowPurpose.Training);
-        var numTrainSets = OpenAll(config, parser, files, report);
-        var (train, validation) = ChooseRows(config, files, numTrainSets, seed, report);
-        if (config.DatasetShuffle) new DataRandom(seed, "shuffle train", 0).Shuffle(train.AsSpan());
-        if (config.ValDatasetShuffle) new DataRandom(seed, "shuffle validation", 0).Shuffle(validation.AsSpan());
-
-        var options = new RenderOptions(config.System, LossScales.Parse(config.LossScale));
-        var encoder = new SampleEncoder(new ConversationEncoder(tokenizer, template, options, config.DateString), config.MaxLength ?? int.MaxValue,
-            Truncation(config), modelVocab);
-        var rows = new RowEncoding(files.Items, encoder, config, template);
-        rows.EncodeAll([.. train, .. validation], report);
-        var trainSamples = rows.SamplesOf(train);
-        var validationSamples = rows.SamplesOf(validation);
-        if (trainSamples.Count == 0)
-            throw new ConfigException("DATA021", $"no training sample is left of {train.Length} rows; see the lines above for the reasons.");
-
-        report.Add(string.Create(CultureInfo.InvariantCulture, $"train samples: {trainSamples.Count}, validation samples: {validationSamples.Count}"));
-        report.Add(TokenLengths.Describe(trainSamples));
-        var split = config.ValDataset.Count == 0 ? Array.ConvertAll(validation, row => files.Items[row.File].Read(row.Row)) : [];
-        return new TrainData(config, seed, new MemorySamples(trainSamples), new MemorySamples(validationSamples), split, report);
+        var builder = new DatasetBuilder(config, tokenizer, template, modelVocab);
+        var sources = new PreparedSources();
+        try
+        {
+            return builder.Build(sources, progress ?? (_ => { }), cancellation);
+        }
+        catch
+        {
+            sources.Dispose();
+            throw;
+        }
     }
 
-    private static int OpenAll(TrainingConfig config, RowParser parser, OpenFiles files, List<string> report)
+    /// <summary>The seed of every decision about data.</summary>
+    internal static ulong SeedOf(TrainingConfig config) => (ulong)(uint)(config.DataSeed ?? config.Seed);
+
+    private TrainData Build(PreparedSources sources, Action<string> progress, CancellationToken cancellation)
     {
-        if (config.Dataset.Count == 0) throw new ConfigException("DATA021", "no training data is given; name at least one file with --dataset.");
+        var sets = OpenAll(sources, progress, cancellation);
+        var (train, validation) = ChooseRows(sets, sources);
+        if (_config.DatasetShuffle) new DataRandom(_seed, "shuffle train", 0).Shuffle(train.AsSpan());
+        if (_config.ValDatasetShuffle) new DataRandom(_seed, "shuffle validation", 0).Shuffle(validation.AsSpan());
+
+        var chosen = new ChosenRows(sources.Items, _config, _template.Name);
+        chosen.Report(train.Concat(validation), _report);
+        IReadOnlyList<ISampleSet> samples = _config.LazyTokenize
+            ? [.. sources.Items.Select(source => new LazySamples(source, _parser, _encoder, _encodingSettings))]
+            : sources.Items;
+        var trainSamples = chosen.SamplesOf(train);
+        var validationSamples = chosen.SamplesOf(validation);
+        if (trainSamples.Length == 0)
+            throw new ConfigException("DATA021", $"no training sample is left of {train.Length} rows; see the lines above for the reasons.");
+        _report.Add(string.Create(CultureInfo.InvariantCulture, $"train samples: {trainSamples.Length}, validation samples: {validationSamples.Length}"));
+        var split = _config.ValDataset.Count == 0 ? validation : [];
+        return new TrainData(_config, _seed, new MixedSamples(samples, trainSamples), new MixedSamples(samples, validationSamples), _report)
+        {
+            Sources = sources,
+            ReadValidationSplit = () => RowText.Read(sources.Items, split, _parser),
+        };
+    }
+
+    /// <summary>A data set as the user named it, and where its rows are.</summary>
+    private sealed record OpenSet(DatasetSpec Spec, int FirstSource, int NumRows);
+
+    private List<OpenSet> OpenAll(PreparedSources sources, Action<string> progress, CancellationToken cancellation)
+    {
+        if (_config.Dataset.Count == 0) throw new ConfigException("DATA021", "no training data is given; name at least one file with --dataset.");
         var errors = new List<ConfigError>();
-        foreach (var text in config.Dataset.Concat(config.ValDataset))
+        var sets = new List<OpenSet>();
+        foreach (var text in _config.Dataset.Concat(_config.ValDataset))
         {
             try
             {
-                files.Items.Add(DatasetFile.Open(DatasetSpec.Parse(text), parser, config.Strict, report));
+                sets.Add(OpenSetOf(DatasetSpec.Parse(text), sources, progress, cancellation));
             }
             catch (ConfigException e)
             {
                 errors.AddRange(e.Errors);
             }
         }
-        return errors.Count == 0 ? config.Dataset.Count : throw new ConfigException(errors);
+        return errors.Count == 0 ? sets : throw new ConfigException(errors);
     }
 
-    private static (RowRef[] Train, RowRef[] Validation) ChooseRows(TrainingConfig config, OpenFiles files, int numTrainSets, ulong seed, List<string> report)
+    private OpenSet OpenSetOf(DatasetSpec spec, PreparedSources sources, Action<string> progress, CancellationToken cancellation)
     {
-        var train = new List<RowRef>();
-        var validation = new List<RowRef>();
-        for (var i = 0; i < files.Items.Count; i++)
+        var first = sources.Items.Count;
+        var numRows = 0;
+        foreach (var path in spec.Files)
         {
-            var file = files.Items[i];
-            var isTrain = i < numTrainSets;
-            var ratio = !isTrain ? 1 : config.ValDataset.Count > 0 ? 0 : config.SplitDatasetRatio;
-            var shuffle = isTrain ? config.DatasetShuffle : config.ValDatasetShuffle;
-            var split = RowSplit.Make(file.Spec.Path, file.Count, file.Spec.NumRows, ratio, shuffle, new DataRandom(seed, "rows", i));
-            train.AddRange(split.Train.Select(row => new RowRef(i, row)));
-            validation.AddRange(split.Validation.Select(row => new RowRef(i, row)));
-            if (file.Spec.NumRows > file.Count)
-                report.Add($"{file.Spec.Path}: {file.Spec.NumRows} rows asked for and {file.Count} there: rows repeat");
-            report.Add($"{file.Spec.Path}: {split.Train.Length} rows for training, {split.Validation.Length} for validation");
+            var source = _store.Open(path, progress, cancellation);
+            sources.Items.Add(source);
+            numRows += source.Facts.NumRows;
+            var dropped = new DroppedRows(path, _config.Strict);
+            dropped.AddAll(source.Facts.Dropped);
+            _report.AddRange(dropped.Lines(source.Facts.NumSourceRows));
+            _report.AddRange(source.Facts.Notices.Select(notice => $"{path}: {notice.Key} ({notice.Value} ×)"));
         }
-        return ([.. train], [.. validation]);
+        return new OpenSet(spec, first, numRows);
+    }
+
+    private (RowRef[] Train, RowRef[] Validation) ChooseRows(List<OpenSet> sets, PreparedSources sources)
+    {
+        var train = new List<RowRef[]>();
+        var validation = new List<RowRef[]>();
+        for (var i = 0; i < sets.Count; i++)
+        {
+            var (spec, numRows) = (sets[i].Spec, sets[i].NumRows);
+            var isTrain = i < _config.Dataset.Count;
+            var ratio = !isTrain ? 1 : _config.ValDataset.Count > 0 ? 0 : _config.SplitDatasetRatio;
+            var shuffle = isTrain ? _config.DatasetShuffle : _config.ValDatasetShuffle;
+            var split = RowSplit.Make(spec.Path, numRows, spec.NumRows, ratio, shuffle, new DataRandom(_seed, "rows", i));
+            if (isTrain) train.Add(Locate(split.Train, sets[i], sources));
+            validation.Add(Locate(split.Validation, sets[i], sources));
+            if (spec.NumRows > numRows) _report.Add($"{spec.Path}: {spec.NumRows} rows asked for and {numRows} there: rows repeat");
+            _report.Add($"{spec.Path}: {split.Train.Length} rows for training, {split.Validation.Length} for validation");
+        }
+        return (MixTrain(train), RowMix.Concatenate(validation));
+    }
+
+    private RowRef[] MixTrain(List<RowRef[]> sets)
+    {
+        if (_config.InterleaveProb.Count == 0) return RowMix.Concatenate(sets);
+        var mixed = RowMix.Interleave(sets, _config.InterleaveProb, _config.StoppingStrategy == "all_exhausted", new DataRandom(_seed, "interleave", 0));
+        _report.Add($"interleaved by probability until {(_config.StoppingStrategy == "all_exhausted" ? "every" : "the first")} set was used up: {mixed.Length} rows");
+        return mixed;
+    }
+
+    /// <summary>Rows numbered over all files of a set → rows of files.</summary>
+    private static RowRef[] Locate(int[] rows, OpenSet set, PreparedSources sources)
+    {
+        var begins = new List<int>();
+        var total = 0;
+        for (var i = 0; i < set.Spec.Files.Count; i++)
+        {
+            begins.Add(total);
+            total += sources.Items[set.FirstSource + i].Facts.NumRows;
+        }
+        return Array.ConvertAll(rows, row =>
+        {
+            var at = begins.BinarySearch(row);
+            if (at < 0) at = ~at - 1;
+            while (at + 1 < begins.Count && begins[at + 1] == begins[at]) at++; // files without usable rows
+            return new RowRef(set.FirstSource + at, row - begins[at]);
+        });
     }
 
     private static TruncationStrategy Truncation(TrainingConfig config) => config.TruncationStrategy switch
@@ -104,16 +195,6 @@ public static class DatasetBuilder
         catch (Exception e) when (e is JsonException or ArgumentException)
         {
             throw new ConfigException("DATA010", $"columns = {json} is no JSON object of texts with different names; write {{\"source\": \"target\"}}.");
-        }
-    }
-
-    private sealed class OpenFiles : IDisposable
-    {
-        public List<DatasetFile> Items { get; } = [];
-
-        public void Dispose()
-        {
-            foreach (var file in Items) file.Dispose();
         }
     }
 }

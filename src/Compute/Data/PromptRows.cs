@@ -1,5 +1,6 @@
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data.Rows;
+using Megatron.Compute.Data.Sources;
 using Megatron.Compute.Tokenization;
 
 namespace Megatron.Compute.Data;
@@ -24,12 +25,35 @@ public static class PromptRows
         var paths = config.ValDataset.Count > 0 ? config.ValDataset : config.Dataset;
         for (var i = 0; i < paths.Count; i++)
         {
-            using var file = DatasetFile.Open(DatasetSpec.Parse(paths[i]), parser, config.Strict, report);
+            var spec = DatasetSpec.Parse(paths[i]);
+            var all = ReadUsable(spec, parser, config.Strict, report);
             var shuffle = isSplit ? config.DatasetShuffle : config.ValDatasetShuffle;
             var split = RowSplit.Make(
-                file.Spec.Path, file.Count, file.Spec.NumRows, isSplit ? config.SplitDatasetRatio : 1, shuffle, new DataRandom(seed, "rows", i));
-            rows.AddRange(split.Validation.Select(file.Read));
+                spec.Path, all.Count, spec.NumRows, isSplit ? config.SplitDatasetRatio : 1, shuffle, new DataRandom(seed, "rows", i));
+            rows.AddRange(split.Validation.Select(row => all[row]));
         }
         return config.ValDatasetSample is { } most && most < rows.Count ? rows[..most] : rows;
+    }
+
+    private static List<Conversation> ReadUsable(DatasetSpec spec, RowParser parser, bool strict, ICollection<string> report)
+    {
+        var usable = new List<Conversation>();
+        foreach (var path in spec.Files)
+        {
+            var notices = new DataNotices();
+            var dropped = new DroppedRows(path, strict);
+            using var rows = RowSources.Open(path);
+            var count = 0;
+            for (; rows.TryRead(out var row); count++)
+            {
+                if (parser.TryParse(row, notices, out var conversation, out var problem)) usable.Add(conversation);
+                else dropped.Add(problem);
+            }
+            if (count == 0) throw new ConfigException("DATA008", $"{path} holds no rows; check the path.");
+            dropped.Check(count);
+            foreach (var line in dropped.Lines(count)) report.Add(line);
+            foreach (var line in notices.Lines()) report.Add($"{path}: {line}");
+        }
+        return usable;
     }
 }

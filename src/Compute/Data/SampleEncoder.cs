@@ -27,7 +27,11 @@ public enum TruncationStrategy
 /// <param name="Fatal">A mistake that all rows share: DATA022.</param>
 /// <param name="WasCut">True when tokens were cut off.</param>
 internal sealed record EncodedRow(
-    EncodedSample[] Samples, RowProblem? Deleted = null, RowProblem? Problem = null, ConfigError? Fatal = null, bool WasCut = false);
+    EncodedSample[] Samples, RowProblem? Deleted = null, RowProblem? Problem = null, ConfigError? Fatal = null, bool WasCut = false)
+{
+    /// <summary>True when it has several rounds, of which the template uses the last only.</summary>
+    public bool LosesRounds { get; init; }
+}
 
 /// <summary>
 /// Conversation → samples: token ids, labels shifted by one, loss weights where they are not all 1. Truncation is applied before the shift, so
@@ -36,7 +40,12 @@ internal sealed record EncodedRow(
 internal sealed class SampleEncoder(ConversationEncoder encoder, int maxLength, TruncationStrategy truncation, int modelVocab)
 {
     /// <summary>Encodes one conversation; safe for several threads. Never throws for a bad row.</summary>
-    public EncodedRow Encode(Conversation conversation, string position)
+    public EncodedRow Encode(Conversation conversation, string position) => EncodeRow(conversation, position) with
+    {
+        LosesRounds = encoder.Template.Separator is null && conversation.Messages.Count(message => message.Role == ChatMessage.User) > 1,
+    };
+
+    private EncodedRow EncodeRow(Conversation conversation, string position)
     {
         EncodedText text;
         try

@@ -6,19 +6,20 @@ namespace Megatron.Compute.Data;
 public static class TokenLengths
 {
     /// <summary><c>Dataset Token Length: mean±std, min=, max=, size=</c>; the standard deviation is that of the whole set (divided by n).</summary>
-    public static string Describe(IReadOnlyList<EncodedSample> samples)
+    public static string Describe(ISampleSet samples)
     {
         if (samples.Count == 0) return "Dataset Token Length: size=0";
         double sum = 0, squares = 0;
         int min = int.MaxValue, max = 0;
-        foreach (var sample in samples)
+        for (var i = 0; i < samples.Count; i++)
         {
-            sum += sample.Length;
-            min = Math.Min(min, sample.Length);
-            max = Math.Max(max, sample.Length);
+            var length = samples.LengthOf(i);
+            sum += length;
+            min = Math.Min(min, length);
+            max = Math.Max(max, length);
         }
         var mean = sum / samples.Count;
-        foreach (var sample in samples) squares += (sample.Length - mean) * (sample.Length - mean);
+        for (var i = 0; i < samples.Count; i++) squares += (samples.LengthOf(i) - mean) * (samples.LengthOf(i) - mean);
         return string.Create(CultureInfo.InvariantCulture,
             $"Dataset Token Length: {mean:F6}±{Math.Sqrt(squares / samples.Count):F6}, min={min}, max={max}, size={samples.Count}");
     }

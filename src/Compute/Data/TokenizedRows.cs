@@ -32,23 +32,23 @@ public static class TokenizedRows
         var encoder = template is null
             ? null
             : new ConversationEncoder(tokenizer, template, new RenderOptions(config.System, LossScales.Parse(config.LossScale)), config.DateString);
-        using var source = RowSources.Open(path);
-        for (var i = 0; i < source.Count; i++)
-            yield return PlainText(source, i) is { } text
-                ? new TokenizedRow(source.Position(i), tokenizer.Encode(text), Labels: null, Error: null)
-                : Conversation(source, i, parser, encoder);
+        using var rows = RowSources.Open(path);
+        while (rows.TryRead(out var row))
+            yield return PlainText(row) is { } text
+                ? new TokenizedRow(row.Position, tokenizer.Encode(text), Labels: null, Error: null)
+                : Conversation(row, parser, encoder);
     }
 
-    private static string? PlainText(IRowSource source, int index)
+    private static string? PlainText(SourceRow row)
     {
-        if (!source.TryRead(index, out var json, out _)) return null;
+        if (row.Problem is not null) return null;
         try
         {
-            using var document = JsonDocument.Parse(json);
-            var row = document.RootElement;
-            if (row.ValueKind == JsonValueKind.String) return row.GetString();
-            if (row.ValueKind != JsonValueKind.Object || !row.TryGetProperty("text", out var text) || text.ValueKind != JsonValueKind.String) return null;
-            return RowColumns.Messages.Concat(RowColumns.Query).Any(name => row.TryGetProperty(name, out _)) ? null : text.GetString();
+            using var document = JsonDocument.Parse(row.Json);
+            var value = document.RootElement;
+            if (value.ValueKind == JsonValueKind.String) return value.GetString();
+            if (value.ValueKind != JsonValueKind.Object || !value.TryGetProperty("text", out var text) || text.ValueKind != JsonValueKind.String) return null;
+            return RowColumns.Messages.Concat(RowColumns.Query).Any(name => value.TryGetProperty(name, out _)) ? null : text.GetString();
         }
         catch (Exception e) when (e is JsonException or InvalidOperationException)
         {
@@ -56,10 +56,10 @@ public static class TokenizedRows
         }
     }
 
-    private static TokenizedRow Conversation(IRowSource source, int index, RowParser parser, ConversationEncoder? encoder)
+    private static TokenizedRow Conversation(SourceRow row, RowParser parser, ConversationEncoder? encoder)
     {
-        var position = source.Position(index);
-        if (!parser.TryParse(source, index, new DataNotices(), out var conversation, out var problem)) return Bad(position, problem.ToError());
+        var position = row.Position;
+        if (!parser.TryParse(row, new DataNotices(), out var conversation, out var problem)) return Bad(position, problem.ToError());
         if (encoder is null) return Bad(position, new ConfigError("TPL001", $"{position}: the row is a conversation, but no template is known; give --template."));
         try
         {

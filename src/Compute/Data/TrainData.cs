@@ -10,7 +10,7 @@ namespace Megatron.Compute.Data;
 /// The prepared data of a run: encoded samples, the plan of the global batches, and what to tell the user. The same on every rank that prepares
 /// it from the same files and settings; <see cref="PlannedBatchSource.PlanHash"/> proves it.
 /// </summary>
-public sealed class TrainData
+public sealed class TrainData : IDisposable
 {
     private static readonly JsonWriterOptions RowOptions = new() { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
 
@@ -19,13 +19,11 @@ public sealed class TrainData
     private readonly PackPlan? _trainPacks;
     private readonly PackPlan? _validationPacks;
 
-    internal TrainData(TrainingConfig config, ulong seed, ISampleSet train, ISampleSet validation, IReadOnlyList<Conversation> validationSplit,
-        IReadOnlyList<string> report)
+    internal TrainData(TrainingConfig config, ulong seed, ISampleSet train, ISampleSet validation, IReadOnlyList<string> report)
     {
         _globalBatchSize = config.GlobalBatchSize;
         TrainSamples = train;
         ValidationSamples = validation;
-        ValidationSplit = validationSplit;
         _trainPacks = PackIfAsked(config, train);
         _validationPacks = PackIfAsked(config, validation);
         var numPlanned = _trainPacks?.Count ?? train.Count;
@@ -38,7 +36,7 @@ public sealed class TrainData
         LastIteration = Math.Min(TrainIters, lastOfData ?? long.MaxValue);
         OnePassOfValidation = config.EvalIters < 0;
         EvalIters = validation.Count == 0 ? 0 : OnePassOfValidation ? ValidationPlan().NumBatches(1) : config.EvalIters;
-        Report = [.. report, .. DescribePacking(), DescribeLength(config)];
+        Report = [.. report, .. config.LazyTokenize ? [] : (string[])[TokenLengths.Describe(train)], .. DescribePacking(), DescribeLength(config)];
     }
 
     /// <summary>Training samples in the order of one epoch before the epoch's own shuffle; a repeated row is the same object.</summary>
@@ -50,8 +48,13 @@ public sealed class TrainData
     /// <summary>Validation samples; may be empty.</summary>
     public ISampleSet ValidationSamples { get; }
 
-    /// <summary>The rows that were split off the training sets, for <c>val_dataset.jsonl</c>; empty when there was no split.</summary>
-    public IReadOnlyList<Conversation> ValidationSplit { get; }
+    /// <summary>The rows that were split off the training sets, for <c>val_dataset.jsonl</c>; empty when there was no split. Read when asked for.</summary>
+    public IReadOnlyList<Conversation> ValidationSplit => field ??= ReadValidationSplit();
+
+    internal Func<IReadOnlyList<Conversation>> ReadValidationSplit { get; init; } = () => [];
+
+    /// <summary>What the samples are read from; freed with these data.</summary>
+    internal IDisposable? Sources { get; init; }
 
     /// <summary>Lines for the console: sizes, rows left out and why, notices.</summary>
     public IReadOnlyList<string> Report { get; }
@@ -92,6 +95,9 @@ public sealed class TrainData
             file.WriteByte((byte)'\n');
         }
     }
+
+    /// <inheritdoc/>
+    public void Dispose() => Sources?.Dispose();
 
     private BatchPlan ValidationPlan() => new(_validationPacks?.Count ?? ValidationSamples.Count, _globalBatchSize, SampleOrder.Sequential, seed: 0);
 

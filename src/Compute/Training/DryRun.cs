@@ -19,7 +19,8 @@ public static class DryRun
     {
         var config = run.Config;
         var tokenizer = HfTokenizer.Load(config.Tokenizer ?? ModelFolder.Find(config));
-        var data = DatasetBuilder.Build(config, tokenizer, ChatTemplates.Get(config.Template ?? "default"), run.Model.VocabSize);
+        // Without a folder for prepared data nothing stays behind.
+        using var data = DatasetBuilder.Build(config with { DatasetCacheDir = null }, tokenizer, ChatTemplates.Get(config.Template ?? "default"), run.Model.VocabSize);
         var numParameters = HfTensorCatalog.Of(run.Model).Sum(tensor => tensor.Shape.Aggregate(1L, (product, size) => product * size));
         var weightBytes = config.TorchDtype == "float32" ? 4 : 2;
 

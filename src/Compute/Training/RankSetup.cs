@@ -36,8 +36,9 @@ public sealed class RankSetup : IDisposable
 
     /// <summary>Builds data, model and optimizer and loads the newest state. Runs on the rank's thread.</summary>
     /// <param name="groups">Gets the process groups as soon as they can be aborted or freed.</param>
+    /// <param name="cancellation">Ends the preparation of data.</param>
     /// <exception cref="ConfigException">Something the user gave cannot be used.</exception>
-    public static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link, GroupSink groups)
+    public static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link, GroupSink groups, CancellationToken cancellation)
     {
         var config = TrainingConfig.FromJson(start.ConfigJson);
         // With logical shards the bits must not depend on the number of replicas (DESIGN D12), so neither may the number of threads.
@@ -46,22 +47,37 @@ public sealed class RankSetup : IDisposable
         var folder = ModelFolder.Find(config);
         var modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(folder).Model, config);
         var tokenizer = HfTokenizer.Load(config.Tokenizer ?? folder);
-        var data = DatasetBuilder.Build(config, tokenizer, ChatTemplates.Get(config.Template ?? "default"), modelConfig.VocabSize);
-
-        var dims = RunSettings.Dims(config, start.WorldSize);
-        var backend = environment.ProcessGroups(start, device);
-        groups.Backend(backend);
-        var parallel = ParallelState.Create(dims, start.Rank, backend, config.SequenceParallel);
-        groups.Opened(parallel);
-        return Build(start, environment, link, new RankInputs(config, folder, modelConfig, tokenizer, data, parallel, device));
+        var data = DatasetBuilder.Build(
+            config, tokenizer, ChatTemplates.Get(config.Template ?? "default"), modelConfig.VocabSize, line => TellOnce(link, line), cancellation);
+        try
+        {
+            var dims = RunSettings.Dims(config, start.WorldSize);
+            var backend = environment.ProcessGroups(start, device);
+            groups.Backend(backend);
+            var parallel = ParallelState.Create(dims, start.Rank, backend, config.SequenceParallel);
+            groups.Opened(parallel);
+            return Build(start, environment, link, new RankInputs(config, folder, modelConfig, tokenizer, data, parallel, device));
+        }
+        catch
+        {
+            data.Dispose();
+            throw;
+        }
     }
 
-    /// <summary>Frees the model and the trainer; the process groups belong to the caller of <see cref="Build(StartRank, RankEnvironment, RankLink, GroupSink)"/>.</summary>
+    /// <summary>Frees the model and the trainer; the process groups belong to the caller of <see cref="Build(StartRank, RankEnvironment, RankLink, GroupSink, CancellationToken)"/>.</summary>
     public void Dispose()
     {
         Saver.Dispose();
         Trainer.Dispose();
         Model.Dispose();
+        Data.Dispose();
+    }
+
+    // Whichever rank of a node prepares the data tells it; of those that find them prepared, the first rank alone.
+    private static void TellOnce(RankLink link, string line)
+    {
+        if (link.Rank == 0 || line.EndsWith("prepared", StringComparison.Ordinal)) link.Notice(line);
     }
 
     private static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link, RankInputs inputs)

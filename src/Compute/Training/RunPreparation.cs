@@ -24,6 +24,9 @@ public sealed record PreparedRun(TrainingConfig Config, ModelConfig Model, IRead
 /// </summary>
 public static class RunPreparation
 {
+    /// <summary>Folder of prepared data below the output folder, where no other is known.</summary>
+    private const string PreparedData = "prepared_data";
+
     /// <summary>Prepares <c>sft</c> or <c>pt</c> and makes the run's folder.</summary>
     /// <param name="config">As for <see cref="Check"/>, likewise the others.</param>
     /// <param name="given">Options that the user gave.</param>
@@ -41,7 +44,12 @@ public static class RunPreparation
         var (folder, firstMade) = folderName is null
             ? RunFolder.Create(run.Folder, run.Config.AddVersion, time)
             : RunFolder.Create(Path.Combine(run.Folder, folderName), addVersion: false, time);
-        var resolved = run.Config with { Save = folder, JobId = run.Config.JobId ?? Path.GetFileName(folder) };
+        var resolved = run.Config with
+        {
+            DatasetCacheDir = run.Config.LoadFromCacheFile ? run.Config.DatasetCacheDir ?? Path.Combine(run.Folder, PreparedData) : Path.Combine(folder, PreparedData),
+            Save = folder,
+            JobId = run.Config.JobId ?? Path.GetFileName(folder),
+        };
         return run with { Config = resolved, FirstMadeFolder = firstMade };
     }
 
@@ -74,6 +82,26 @@ public static class RunPreparation
         if (fill.Filled.Count > 0) notices.Add($"from {fill.Source}: {string.Join(", ", fill.Filled)}");
         if (given.Contains("ckpt_format")) notices.Add("ckpt_format torch_dist: written as safetensors files with a manifest, which any layout loads; no pickle, no .distcp files");
         return new PreparedRun(config, model, notices);
+    }
+
+    /// <summary>
+    /// Resolves what the encoding of data depends on, as <see cref="Check"/> does for a run, and checks it: the same options find the same prepared
+    /// data. Length and batch options may be missing.
+    /// </summary>
+    /// <exception cref="ConfigException">Everything that is wrong.</exception>
+    public static (TrainingConfig Config, ModelConfig Model) CheckData(TrainingConfig config, GivenOptions given)
+    {
+        if (!config.UseChatTemplate) config = config with { LossScale = "all", Template = config.Template ?? "default" };
+        if (!given.Contains("global_batch_size")) config = config with { GlobalBatchSize = config.MicroBatchSize };
+        if (config.TrainIters is null && config.MaxEpochs is null) config = config with { MaxEpochs = 1 };
+        config = ArgsChain.Fill(config, given).Config;
+        ThrowIfHopeless(config, worldSize: 1);
+        var folder = ModelFolder.Find(config);
+        var hf = HfConfigReader.ReadFolder(folder);
+        var model = ModelConfigOverrides.Apply(hf.Model, config);
+        config = Resolve(config, hf, model, folder);
+        ConfigValidator.ThrowIfInvalid(config, model, worldSize: 1);
+        return (config with { DatasetCacheDir = config.DatasetCacheDir ?? Path.GetFullPath(PreparedData) }, model);
     }
 
     /// <summary>Fills what follows from the model: dtype, template, lengths, weight of the balance loss, intervals.</summary>

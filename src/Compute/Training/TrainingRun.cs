@@ -13,6 +13,7 @@ public sealed class TrainingRun : IRankProgram
 {
     private readonly StartRank start;
     private readonly RankEnvironment environment;
+    private readonly CancellationTokenSource aborted = new();
     private volatile string? abortReason;
     private volatile IProcessGroupFactory? backend;
     private volatile ParallelState? parallel;
@@ -23,7 +24,7 @@ public sealed class TrainingRun : IRankProgram
     /// <inheritdoc/>
     public void Run(RankLink link)
     {
-        using var rank = RankSetup.Build(start, environment, link, new GroupSink(Reach, opened => parallel = opened));
+        using var rank = Build(link);
         if (abortReason is { } reason) throw new RankAbortedException(reason);
         Announce(rank, link);
         var completed = Train(rank, link);
@@ -35,11 +36,28 @@ public sealed class TrainingRun : IRankProgram
     {
         abortReason = reason;
         backend?.Abort(reason);
+        aborted.Cancel();
         parallel?.Abort(reason);
     }
 
     /// <summary>Leaves the process groups: after the last report, so that the control plane hears of the first fault before those that follow from it.</summary>
-    public void Dispose() => parallel?.Dispose();
+    public void Dispose()
+    {
+        parallel?.Dispose();
+        aborted.Dispose();
+    }
+
+    private RankSetup Build(RankLink link)
+    {
+        try
+        {
+            return RankSetup.Build(start, environment, link, new GroupSink(Reach, opened => parallel = opened), aborted.Token);
+        }
+        catch (OperationCanceledException) when (abortReason is { } reason)
+        {
+            throw new RankAbortedException(reason);
+        }
+    }
 
     // From here on an abort reaches the backend; one that came just before is carried out here.
     private void Reach(IProcessGroupFactory opened)

@@ -32,7 +32,7 @@ public sealed class MegatronCliTests : IDisposable
     [InlineData("sft --system missing.txt", "error: CFG011 --system = missing.txt cannot be read")]
     [InlineData("pt --use_chat_template true", "error: CFG006 --use_chat_template = true does not go with megatron pt")]
     [InlineData("pt --loss_scale last_round", "error: CFG006 --loss_scale = last_round does not go with megatron pt")]
-    [InlineData("sft --dataset a --model . --train_iters 1 --packing", "error: CFG004 --packing = true is not supported yet; use false.")]
+    [InlineData("sft --dataset a --model . --train_iters 1 --push_to_hub", "error: CFG004 --push_to_hub = true is not supported yet; use false.")]
     public async Task RunAsync_BadInput_IsOneSentenceAndExitCode2(string line, string start)
     {
         var (code, _, error) = await Run(line.Split(' '));

@@ -17,6 +17,7 @@ public sealed class DataFolder : IDisposable
     public string Write(string name, byte[] bytes)
     {
         var path = Path.Combine(_folder, name);
+        Directory.CreateDirectory(Path.GetDirectoryName(path) ?? _folder);
         File.WriteAllBytes(path, bytes);
         return path;
     }
@@ -29,7 +30,10 @@ public sealed class DataFolder : IDisposable
     };
 
     public static TrainData Build(TrainingConfig config) =>
-        DatasetBuilder.Build(config, new TestTokenizer(), ChatTemplates.Get(config.UseChatTemplate ? "chatml" : "default"), new TestTokenizer().VocabSize);
+        DatasetBuilder.Build(config, new TestTokenizer(), Template(config), new TestTokenizer().VocabSize);
+
+    /// <summary>ChatML, or plain text.</summary>
+    public static ChatTemplate Template(TrainingConfig config) => ChatTemplates.Get(config.UseChatTemplate ? "chatml" : "default");
 
     /// <summary>The training samples of one file, as decoded text, in file order.</summary>
     public static string[] Texts(TrainingConfig config) =>

@@ -95,6 +95,7 @@ public sealed class DatasetBuilderTests : IDisposable
     [InlineData("cyclic", 5, 2, 5, 5)]
     [InlineData("single", 50, null, 50, 10)]
     [InlineData("single", null, null, 10, 10)]
+    [InlineData("external", null, 2, 20, 20)]
     public void Build_Lengths_FollowIterationsAndEpochs(string loader, int? iters, int? epochs, long schedule, long last)
     {
         var config = DataFolder.Config(Rows("a.jsonl", 40)) with { GlobalBatchSize = 4, DataloaderType = loader, TrainIters = iters, MaxEpochs = epochs };
@@ -186,7 +187,7 @@ public sealed class DatasetBuilderTests : IDisposable
     [Fact]
     public void TokenLengths_ThreeSamples_AreDescribed()
     {
-        EncodedSample[] samples = [Sample(2), Sample(4), Sample(9)];
+        var samples = new MemorySamples([Sample(2), Sample(4), Sample(9)]);
         Assert.Equal("Dataset Token Length: 5.000000±2.943920, min=2, max=9, size=3", TokenLengths.Describe(samples));
 
         static EncodedSample Sample(int length) => new(new int[length], new int[length], lossWeights: null);

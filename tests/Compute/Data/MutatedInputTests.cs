@@ -54,9 +54,9 @@ public sealed class MutatedInputTests : IDisposable
         {
             using var source = RowSources.Open(path);
             var parser = new RowParser(new Dictionary<string, string>(), new SelfCognition(["n"], []), seed: 1, RowPurpose.Training);
-            for (var i = 0; i < source.Count; i++)
+            while (source.TryRead(out var row))
             {
-                var parsed = parser.TryParse(source, i, new DataNotices(), out var conversation, out var problem);
+                var parsed = parser.TryParse(row, new DataNotices(), out var conversation, out var problem);
                 Assert.True(parsed ? conversation?.Messages.Count > 0 : problem?.Code.StartsWith("DATA0", StringComparison.Ordinal), $"seed {seed}");
             }
         }

@@ -24,34 +24,33 @@ internal sealed class RowParser(IReadOnlyDictionary<string, string> renames, Sel
     private static readonly JsonDocumentOptions JsonOptions = new() { AllowDuplicateProperties = false };
 
     /// <summary>Parses one row; false with the problem, never an exception, when it cannot be used.</summary>
-    /// <param name="source">The file.</param>
-    /// <param name="index">The row.</param>
+    /// <param name="row">The row.</param>
     /// <param name="notices">Takes up what is worth telling.</param>
     /// <param name="conversation">A conversation that has at least one answer, or a question where the purpose is a prompt.</param>
     /// <param name="problem">What is wrong.</param>
-    public bool TryParse(IRowSource source, int index, DataNotices notices, [NotNullWhen(true)] out Conversation? conversation,
-        [NotNullWhen(false)] out RowProblem? problem)
+    public bool TryParse(SourceRow row, DataNotices notices, [NotNullWhen(true)] out Conversation? conversation, [NotNullWhen(false)] out RowProblem? problem)
     {
         conversation = null;
-        if (!source.TryRead(index, out var json, out problem)) return false;
+        problem = row.Problem;
+        if (problem is not null) return false;
         try
         {
-            conversation = Parse(json, index, notices);
+            conversation = Parse(row.Json, row.Number, notices);
             return true;
         }
         catch (JsonException e)
         {
-            problem = new RowProblem("DATA001", "invalid JSON", $"{source.Position(index)}:{e.BytePositionInLine + 1}",
+            problem = new RowProblem("DATA001", "invalid JSON", $"{row.Position}:{e.BytePositionInLine + 1}",
                 $"invalid JSON ({JsonText.Explain(e)}); correct the row.");
         }
         catch (BadEscapeException e)
         {
-            problem = new RowProblem("DATA006", "not Unicode text", $"{source.Position(index)}:{e.Offset + 1}",
+            problem = new RowProblem("DATA006", "not Unicode text", $"{row.Position}:{e.Offset + 1}",
                 $"the escape {e.Message} stands for no character; remove it or write the whole surrogate pair.");
         }
         catch (RowException e)
         {
-            problem = new RowProblem(e.Code, e.Reason, source.Position(index), e.Message);
+            problem = new RowProblem(e.Code, e.Reason, row.Position, e.Message);
         }
         return false;
     }

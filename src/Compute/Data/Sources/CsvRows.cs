@@ -9,92 +9,143 @@ namespace Megatron.Compute.Data.Sources;
 /// Comma-separated rows with a header line (RFC 4180: quotes around fields, doubled inside them, line ends inside quotes). Fields stay text; an
 /// empty field is an empty text. Read here rather than by a package because messages name the line and nothing else of csv is needed.
 /// </summary>
-internal static class CsvRows
+internal sealed class CsvRows : IRowReader
 {
-    /// <summary>Reads the whole file.</summary>
-    /// <exception cref="ConfigException">DATA006 (not UTF-8), DATA008 (no rows), DATA012 (not csv).</exception>
-    public static MemoryRows Read(string path)
+    private readonly ByteReader _bytes;
+    private readonly List<string> _header;
+    private int _line = 1;
+    private int _count;
+
+    /// <exception cref="ConfigException">DATA006 (not UTF-8), DATA008 (nothing in it), DATA012 (not csv).</exception>
+    public CsvRows(string path)
     {
-        var bytes = FileBytes.ReadText(path);
-        var parser = new Parser(path, bytes);
-        var header = parser.Next(out _) ?? throw new ConfigException("DATA008", $"{path} holds no rows: it is empty; check the path.");
-        var rows = new List<(int, ReadOnlyMemory<byte>)>();
-        while (parser.Next(out var line) is { } fields)
+        _bytes = new ByteReader(path);
+        try
         {
-            if (fields.Count == 1 && fields[0].Length == 0 && header.Count > 1) continue;
-            if (fields.Count != header.Count)
-                throw new ConfigException("DATA012", $"{path}:{line}: {fields.Count} fields where the header has {header.Count}; put quotes around fields " +
-                    "that hold commas or line ends.");
-            rows.Add((line, ToJson(header, fields)));
+            _header = NextRecord(out _) ?? throw new ConfigException("DATA008", $"{path} holds no rows: it is empty; check the path.");
         }
-        return rows.Count > 0 ? new MemoryRows(path, rows) : throw new ConfigException("DATA008", $"{path} has a header and no rows; check the path.");
+        catch
+        {
+            _bytes.Dispose();
+            throw;
+        }
     }
 
-    private static ReadOnlyMemory<byte> ToJson(List<string> header, List<string> fields)
+    /// <inheritdoc/>
+    /// <exception cref="ConfigException">DATA006 (not UTF-8), DATA012 (not csv).</exception>
+    public bool TryRead(out SourceRow row)
+    {
+        row = default;
+        while (NextRecord(out var line) is { } fields)
+        {
+            if (fields.Count == 1 && fields[0].Length == 0 && _header.Count > 1) continue;
+            if (fields.Count != _header.Count)
+                throw new ConfigException("DATA012", $"{_bytes.Path}:{line}: {fields.Count} fields where the header has {_header.Count}; put quotes around fields " +
+                    "that hold commas or line ends.");
+            row = new SourceRow(_bytes.Path, _count++, line, ToJson(fields), Problem: null);
+            return true;
+        }
+        return false;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => _bytes.Dispose();
+
+    private ReadOnlyMemory<byte> ToJson(List<string> fields)
     {
         var buffer = new ArrayBufferWriter<byte>();
         using var writer = new Utf8JsonWriter(buffer);
         writer.WriteStartObject();
-        for (var i = 0; i < header.Count; i++) writer.WriteString(header[i], fields[i]);
+        for (var i = 0; i < _header.Count; i++) writer.WriteString(_header[i], fields[i]);
         writer.WriteEndObject();
         writer.Flush();
         return buffer.WrittenMemory;
     }
 
-    private sealed class Parser(string path, byte[] bytes)
+    /// <summary>Fields of the next record, or null at the end; the 1-based line that it begins in.</summary>
+    private List<string>? NextRecord(out int line)
     {
-        private int _at;
-        private int _line = 1;
-
-        /// <summary>Fields of the next record, or null at the end; the 1-based line that it begins in.</summary>
-        public List<string>? Next(out int line)
+        line = _line;
+        while (true)
         {
-            line = _line;
-            if (_at >= bytes.Length) return null;
-            var fields = new List<string>();
-            do fields.Add(_at < bytes.Length && bytes[_at] == (byte)'"' ? Quoted() : Plain());
-            while (Comma());
-            return fields;
+            var record = new Record(_bytes, _line);
+            if (_bytes.IsAtEnd && _bytes.Unread.IsEmpty) return null;
+            if (record.TryRead(out var fields))
+            {
+                var bad = TextBytes.FindNoText(_bytes.Unread[..record.Length], out var what);
+                if (bad >= 0)
+                    throw new ConfigException("DATA006", $"{_bytes.Path}:{_line + _bytes.Unread[..bad].Count((byte)'\n')}: {what}, at byte {_bytes.Offset + bad} of the file; " +
+                        "save the file as UTF-8.");
+                _line = record.Line;
+                _bytes.Skip(record.Length);
+                return fields;
+            }
+            if (_bytes.Unread.Length > ByteReader.MaxRowBytes)
+                throw new ConfigException("DATA007", $"{_bytes.Path}:{_line}: a row has more than {ByteReader.MaxRowBytes} bytes; close its quotes or split it.");
+            _bytes.Fill();
+        }
+    }
+
+    /// <summary>One record at the beginning of the unread bytes.</summary>
+    private ref struct Record(ByteReader bytes, int line)
+    {
+        private readonly ReadOnlySpan<byte> _text = bytes.Unread;
+
+        /// <summary>Bytes read so far.</summary>
+        public int Length { get; private set; }
+
+        /// <summary>Line reached.</summary>
+        public int Line { get; private set; } = line;
+
+        /// <summary>Reads the fields; false when the record goes on behind the window.</summary>
+        public bool TryRead(out List<string> fields)
+        {
+            fields = [];
+            while (true)
+            {
+                var isQuoted = Length < _text.Length && _text[Length] == (byte)'"';
+                if ((isQuoted ? Quoted() : Plain()) is not { } field) return false;
+                fields.Add(field);
+                if (Length >= _text.Length) return bytes.IsAtEnd;
+                if (_text[Length++] == (byte)',') continue;
+                Line++;
+                return true;
+            }
         }
 
-        private string Plain()
+        private string? Plain()
         {
-            var rest = bytes.AsSpan(_at);
+            var rest = _text[Length..];
             var length = rest.IndexOfAny(",\n"u8);
+            if (length < 0 && !bytes.IsAtEnd) return null;
             if (length < 0) length = rest.Length;
-            _at += length;
+            Length += length;
             return Encoding.UTF8.GetString(rest[..length].TrimEnd((byte)'\r'));
         }
 
-        private string Quoted()
+        private string? Quoted()
         {
-            var begin = _line;
+            var begin = Line;
             var text = new StringBuilder();
-            _at++;
+            Length++;
             while (true)
             {
-                var length = bytes.AsSpan(_at).IndexOf((byte)'"');
-                if (length < 0) throw new ConfigException("DATA012", $"{path}:{begin}: a quoted field has no closing quote; close it or double quotes inside it.");
-                text.Append(Encoding.UTF8.GetString(bytes, _at, length));
-                _line += bytes.AsSpan(_at, length).Count((byte)'\n');
-                _at += length + 1;
-                if (_at >= bytes.Length || bytes[_at] != (byte)'"') break;
+                var length = _text[Length..].IndexOf((byte)'"');
+                if (length < 0 && bytes.IsAtEnd)
+                    throw new ConfigException("DATA012", $"{bytes.Path}:{begin}: a quoted field has no closing quote; close it or double quotes inside it.");
+                if (length < 0) return null;
+                text.Append(Encoding.UTF8.GetString(_text.Slice(Length, length)));
+                Line += _text.Slice(Length, length).Count((byte)'\n');
+                Length += length + 1;
+                if (Length >= _text.Length && !bytes.IsAtEnd) return null;
+                if (Length >= _text.Length || _text[Length] != (byte)'"') break;
                 text.Append('"');
-                _at++;
+                Length++;
             }
-            if (_at < bytes.Length && bytes[_at] == (byte)'\r') _at++;
-            if (_at < bytes.Length && bytes[_at] is not ((byte)',' or (byte)'\n'))
-                throw new ConfigException("DATA012", $"{path}:{_line}: text follows the closing quote of a field; double the quotes inside a field.");
+            if (Length < _text.Length && _text[Length] == (byte)'\r') Length++;
+            if (Length < _text.Length && _text[Length] is not ((byte)',' or (byte)'\n'))
+                throw new ConfigException("DATA012", $"{bytes.Path}:{Line}: text follows the closing quote of a field; double the quotes inside a field.");
             return text.ToString();
-        }
-
-        // Steps over what ended a field: true after a comma, false after the end of the record.
-        private bool Comma()
-        {
-            if (_at >= bytes.Length) return false;
-            if (bytes[_at++] == (byte)',') return true;
-            _line++;
-            return false;
         }
     }
 }

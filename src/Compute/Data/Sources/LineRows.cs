@@ -1,28 +1,26 @@
 using System.Buffers;
-using System.Diagnostics.CodeAnalysis;
 using System.Text.Json;
 
 namespace Megatron.Compute.Data.Sources;
 
 /// <summary>One row per line: JSON values (jsonl), or plain text that becomes <c>{"text": line}</c> (txt).</summary>
-internal sealed class LineRows(LineFile file, bool plainText) : IRowSource
+internal sealed class LineRows(string path, bool plainText) : IRowReader
 {
-    /// <inheritdoc/>
-    public int Count => file.Count;
+    private readonly LineReader _lines = new(path, ByteReader.MaxRowBytes);
+    private int _count;
 
     /// <inheritdoc/>
-    public string Position(int index) => $"{file.Path}:{file.LineNumber(index)}";
-
-    /// <inheritdoc/>
-    public bool TryRead(int index, out ReadOnlyMemory<byte> json, [NotNullWhen(false)] out RowProblem? problem)
+    public bool TryRead(out SourceRow row)
     {
-        if (!file.TryRead(index, out json, out problem)) return false;
-        if (plainText) json = ToJson(json.Span);
+        row = default;
+        if (!_lines.TryRead(out var line, out var problem)) return false;
+        var json = plainText && problem is null ? ToJson(line.Span) : line;
+        row = new SourceRow(path, _count++, _lines.LineNumber, json, problem) { Offset = plainText ? -1 : _lines.Offset };
         return true;
     }
 
     /// <inheritdoc/>
-    public void Dispose() => file.Dispose();
+    public void Dispose() => _lines.Dispose();
 
     private static ReadOnlyMemory<byte> ToJson(ReadOnlySpan<byte> line)
     {

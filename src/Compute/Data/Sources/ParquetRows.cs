@@ -4,38 +4,85 @@ using System.Globalization;
 using System.Runtime.ExceptionServices;
 using System.Text.Json;
 using Megatron.Compute.Configuration;
+using Parquet;
 using Parquet.Serialization;
 
 namespace Megatron.Compute.Data.Sources;
 
-/// <summary>Rows of a parquet file; nested lists and structures become JSON lists and objects.</summary>
-internal static class ParquetRows
+/// <summary>Rows of a parquet file, one row group in memory at a time; nested lists and structures become JSON lists and objects.</summary>
+internal sealed class ParquetRows : IRowReader
 {
-    /// <summary>Reads the whole file.</summary>
-    /// <exception cref="ConfigException">DATA008 (no rows), DATA012 (not parquet).</exception>
-    public static MemoryRows Read(string path)
+    private readonly string _path;
+    private readonly SynchronousStream _file;
+    private int _numGroups;
+    private Queue<object> _rows = [];
+    private int _group;
+    private int _count;
+
+    /// <exception cref="ConfigException">DATA009 (cannot be opened), DATA012 (not parquet).</exception>
+    public ParquetRows(string path)
+    {
+        _path = path;
+        _file = new SynchronousStream(DataStream.OpenFile(path));
+        try
+        {
+            Finish(CountGroupsAsync());
+        }
+        catch
+        {
+            _file.Dispose();
+            throw;
+        }
+    }
+
+    /// <inheritdoc/>
+    /// <exception cref="ConfigException">DATA012: the rest is damaged.</exception>
+    public bool TryRead(out SourceRow row)
+    {
+        while (_rows.Count == 0 && _group < _numGroups) Finish(ReadGroupAsync(_group++));
+        row = default;
+        if (!_rows.TryDequeue(out var fields)) return false;
+        row = new SourceRow(_path, _count, _count + 1, Guard(() => ToJson(fields)), Problem: null);
+        _count++;
+        return true;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => _file.Dispose();
+
+    private async Task CountGroupsAsync()
+    {
+        _file.Position = 0;
+        await using var reader = await ParquetReader.CreateAsync(_file, leaveStreamOpen: true);
+        _numGroups = reader.RowGroupCount;
+    }
+
+    private async Task ReadGroupAsync(int group)
+    {
+        _file.Position = 0;
+        var table = await ParquetSerializer.DeserializeUntypedAsync(_file, options: null, group);
+        _rows = new Queue<object>(table.Data);
+    }
+
+    // The stream answers at once, so the reader never has anything to wait for and has finished when the call returns.
+    private void Finish(Task reading) => Guard(() =>
+    {
+        if (!reading.IsCompleted) throw new InvalidOperationException("the parquet reader did not finish although its input answers at once");
+        if (reading.Exception is { } failure) ExceptionDispatchInfo.Throw(failure.InnerExceptions[0]);
+        return 0;
+    });
+
+    private T Guard<T>(Func<T> read)
     {
         try
         {
-            using var stream = new MemoryStream(File.ReadAllBytes(path));
-            var rows = new List<(int Line, ReadOnlyMemory<byte> Json)>();
-            var reading = ReadAsync(stream, rows);
-            // The stream is memory, so the reader never has anything to wait for and has finished when the call returns.
-            if (!reading.IsCompleted) throw new InvalidOperationException("the parquet reader did not finish although its input is memory");
-            if (reading.Exception is { } failure) ExceptionDispatchInfo.Throw(failure.InnerExceptions[0]);
-            return rows.Count > 0 ? new MemoryRows(path, rows) : throw new ConfigException("DATA008", $"{path} holds no rows; check the path.");
+            return read();
         }
         catch (Exception e) when (e is not (ConfigException or OutOfMemoryException))
         {
             // A damaged file shows as any exception of the parquet package, index and null errors included.
-            throw new ConfigException("DATA012", $"{path} is not readable as parquet ({e.Message}); write it again or convert it to jsonl.");
+            throw new ConfigException("DATA012", $"{_path} is not readable as parquet ({e.Message}); write it again or convert it to jsonl.");
         }
-    }
-
-    private static async Task ReadAsync(Stream stream, List<(int Line, ReadOnlyMemory<byte> Json)> rows)
-    {
-        var table = await ParquetSerializer.DeserializeUntypedAsync(stream);
-        foreach (var row in table.Data) rows.Add((rows.Count + 1, ToJson(row)));
     }
 
     private static ReadOnlyMemory<byte> ToJson(object row)

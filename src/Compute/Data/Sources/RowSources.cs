@@ -3,33 +3,46 @@ using Megatron.Compute.Configuration;
 namespace Megatron.Compute.Data.Sources;
 
 /// <summary>
-/// Opens a data file by its extension (with or without a <c>.gz</c> behind it). Reading never executes anything: data-set scripts are not supported.
+/// Opens a data file by its extension (with or without <c>.gz</c> or <c>.zst</c> behind it). Reading never executes anything: data-set scripts
+/// are not supported.
 /// </summary>
 internal static class RowSources
 {
+    /// <summary>Extensions of data files.</summary>
+    public static readonly string[] Extensions = [".jsonl", ".ndjson", ".json", ".txt", ".csv", ".parquet"];
+
+    private static readonly string[] Packed = [".gz", ".zst"];
+
+    /// <summary>True when the name is that of a data file.</summary>
+    public static bool IsDataFile(string path) => Extensions.Contains(ExtensionOf(path));
+
+    /// <summary>Opens a file at its first row.</summary>
     /// <exception cref="ConfigException">DATA011: a format that is not supported; and what the formats throw.</exception>
-    public static IRowSource Open(string path)
+    public static IRowReader Open(string path)
     {
-        var name = path.EndsWith(".gz", StringComparison.OrdinalIgnoreCase) ? path[..^3] : path;
-        if (IsParquet(path)) return ParquetRows.Read(path);
-        return Path.GetExtension(name).ToLowerInvariant() switch
+        if (IsParquet(path)) return new ParquetRows(path);
+        return ExtensionOf(path) switch
         {
-            ".jsonl" or ".ndjson" => new LineRows(LineFile.Open(path, LineFile.MaxLineBytes), plainText: false),
-            ".json" => JsonArrayReader.IsArray(path)
-                ? JsonArrayReader.Read(path)
-                : new LineRows(LineFile.Open(path, LineFile.MaxLineBytes), plainText: false),
-            ".txt" => new LineRows(LineFile.Open(path, LineFile.MaxLineBytes), plainText: true),
-            ".csv" => CsvRows.Read(path),
-            ".parquet" => ParquetRows.Read(path),
+            ".jsonl" or ".ndjson" => new LineRows(path, plainText: false),
+            ".json" => JsonArrayRows.TryOpen(path) ?? (IRowReader)new LineRows(path, plainText: false),
+            ".txt" => new LineRows(path, plainText: true),
+            ".csv" => new CsvRows(path),
+            ".parquet" => new ParquetRows(path),
             var extension => throw new ConfigException("DATA011", $"dataset {path} has the extension \"{extension}\"; supported are jsonl, json, csv, " +
-                "txt and parquet, each also as .gz except parquet."),
+                "txt and parquet, each also as .gz or .zst except parquet."),
         };
+    }
+
+    private static string ExtensionOf(string path)
+    {
+        var extension = Path.GetExtension(path).ToLowerInvariant();
+        return Packed.Contains(extension) ? Path.GetExtension(path[..^extension.Length]).ToLowerInvariant() : extension;
     }
 
     private static bool IsParquet(string path)
     {
-        using var file = FileBytes.Open(path);
+        using var file = DataStream.OpenFile(path);
         Span<byte> magic = stackalloc byte[4];
-        return RandomAccess.Read(file, magic, 0) == 4 && magic.SequenceEqual("PAR1"u8);
+        return file.ReadAtLeast(magic, 4, throwOnEndOfStream: false) == 4 && magic.SequenceEqual("PAR1"u8);
     }
 }
