@@ -71,7 +71,6 @@ internal static class BadInputCases
         yield return Given("CFG006", "--min_lr", "--min_lr", "1");
         yield return Given("CFG006", "--recompute_method", "--recompute_granularity", "full", "--recompute_num_layers", "1");
         yield return Given("CFG006", "exclude each other", "--fp16", "--bf16");
-        yield return Given("CFG004", "--streaming = true", "--streaming");
         yield return Given("CFG004", "--wandb_project = x", "--wandb_project", "x", "--wandb_exp_name", "y");
         yield return Given("CFG004", "--train_type = lora", "--train_type", "lora");
         yield return Given("CFG004", "--ckpt_format = torch", "--ckpt_format", "torch");

@@ -14,7 +14,7 @@ public sealed class DataCommandTests : IDisposable
     {
         var cache = work.Path("cache");
         var prepared = (await CommandLine.RunAsync("data", "prepare", "--model", work.Model, "--dataset", work.Rows, "--dataset_cache_dir", cache, "--dataset_num_proc", "2")).Expect(ExitCode.Ok);
-        Assert.Contains($"prepared in {cache}", prepared.Output);
+        Assert.Contains($"prepared below {cache}", prepared.Output);
         var folder = Assert.Single(Directory.GetDirectories(cache));
         var trained = await work.TrainAsync("out", "--train_iters", "2", "--dataset_cache_dir", cache);
         Assert.Contains("prepared data of an earlier start are used again", trained.Output);
@@ -37,7 +37,7 @@ public sealed class DataCommandTests : IDisposable
         var report = work.Path("report", "data.html");
         var result = (await CommandLine.RunAsync(
             "data", "stats", "--model", work.Model, "--dataset", work.Rows, "--report_path", report, "--packing", "--packing_length", "128", "--dataset_cache_dir", work.Path("cache"))).Expect(ExitCode.Ok);
-        Assert.Contains("60 samples, ", result.Output.Replace("\r", ""));
+        Assert.Contains("59 samples, ", result.Output); // one of 60 rows is split off
         Assert.Contains("| ##", result.Output);
         Assert.Contains("packing: ", result.Output);
         var html = File.ReadAllText(report);
@@ -53,6 +53,13 @@ public sealed class DataCommandTests : IDisposable
         Assert.Contains("CFG013 megatron data cook is not known; write megatron data prepare, inspect or stats.", result.Error);
     }
 
+    [Fact]
+    public async Task Prepare_Stream_IsRefused()
+    {
+        var result = (await CommandLine.RunAsync("data", "prepare", "--model", work.Model, "--dataset", work.Rows, "--streaming", "--train_iters", "2")).Expect(ExitCode.BadInput);
+        Assert.Contains("CFG006 --streaming = true does not go with megatron data", result.Error);
+    }
+
     [Theory]
     [InlineData("--lazy_tokenize")]
     [InlineData("--dataloader_type", "external")]
@@ -62,7 +69,7 @@ public sealed class DataCommandTests : IDisposable
     public async Task Sft_Interleaved_TellsTheMix()
     {
         var result = await work.TrainAsync(
-            "out", "--train_iters", "2", "--dataset", work.Rows + "#30", work.Rows + "#20", "--interleave_prob", "0.5", "0.5", "--stopping_strategy", "all_exhausted");
+            "out", "--train_iters", "2", "--dataset", work.Rows + "#30", work.Rows + "#20", "--interleave_prob", "0.5", "0.3", "0.2", "--stopping_strategy", "all_exhausted");
         Assert.Contains("interleaved by probability until every set was used up", result.Output);
     }
 }

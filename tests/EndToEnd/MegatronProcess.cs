@@ -9,12 +9,21 @@ internal sealed class MegatronProcess : IDisposable
 {
     private readonly Process process;
     private readonly Task<string> error;
+    private readonly string cache = Directory.CreateTempSubdirectory("megatron-cache-").FullName;
 
     public MegatronProcess(params string[] words)
+        : this(heapMebibytes: null, words)
+    {
+    }
+
+    /// <summary>The same with a limit on the managed heap, beyond which the program fails.</summary>
+    public MegatronProcess(int? heapMebibytes, string[] words)
     {
         var program = Path.Combine(AppContext.BaseDirectory, "megatron.dll");
         var start = new ProcessStartInfo(DotNet(), ["exec", program, .. words]) { RedirectStandardOutput = true, RedirectStandardError = true };
         start.Environment["DOTNET_GCgen0size"] = "0x200000"; // as the launcher sets it
+        start.Environment["MEGATRON_CACHE"] = cache; // prepared data of tests do not stay with the user's
+        if (heapMebibytes is { } limit) start.Environment["DOTNET_GCHeapHardLimit"] = $"0x{(long)limit << 20:x}";
         process = Process.Start(start) ?? throw new InvalidOperationException("The process did not start.");
         error = process.StandardError.ReadToEndAsync();
     }
@@ -57,6 +66,7 @@ internal sealed class MegatronProcess : IDisposable
     {
         if (!process.HasExited) process.Kill();
         process.Dispose();
+        Directory.Delete(cache, recursive: true);
     }
 
     // The test may run by its own program file, so the host is found from the runtime: shared/Microsoft.NETCore.App/10.0.0 lies three folders below it.

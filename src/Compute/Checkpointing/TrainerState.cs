@@ -34,7 +34,11 @@ public sealed record TrainerState
 /// <summary>Position in the data plan.</summary>
 /// <param name="NextBatch">Index of the next global batch.</param>
 /// <param name="PlanHash">Hash of the plan's settings and samples: another hash means that the data changed.</param>
-public sealed record DataCursor(long NextBatch, ulong PlanHash);
+public sealed record DataCursor(long NextBatch, ulong PlanHash)
+{
+    /// <summary>Position in a stream of data, as its reader wrote it; null for planned data.</summary>
+    public string? Stream { get; init; }
+}
 
 /// <summary>The process grid that wrote a checkpoint; information only, any other may load it.</summary>
 public sealed record CheckpointLayout

@@ -151,6 +151,14 @@ internal static class CombinationRules
             Add(errors, Text($"--packing_length = {pack} needs --packing true; add it or leave packing_length out."));
         if (config is { Packing: true, PackingLength: { } length, MaxLength: { } longest } && longest > length)
             Add(errors, Text($"--packing_length = {length} is below --max_length = {longest}; give at least {longest}."));
+        if (config is { Streaming: true, DataloaderType: not "external" })
+            Add(errors, $"--streaming = true does not go with --dataloader_type = {config.DataloaderType}: a stream is read in its own order, again and again; leave dataloader_type out.");
+        if (config is { Streaming: true, MaxEpochs: { } epochs })
+            Add(errors, Text($"--streaming = true does not go with --max_epochs = {epochs}, because the size of the data is not known; give --train_iters alone."));
+        if (config is { Streaming: true, SplitDatasetRatio: > 0, ValDataset.Count: 0 })
+            Add(errors, Text($"--streaming = true does not go with --split_dataset_ratio = {config.SplitDatasetRatio}: nothing can be split off a stream; use 0 or give --val_dataset."));
+        if (config is { Streaming: true, LazyTokenize: true })
+            Add(errors, "--streaming = true encodes rows when they are used anyway; leave --lazy_tokenize out.");
         if (config is { LazyTokenize: true, Packing: true })
             Add(errors, "--lazy_tokenize = true does not go with --packing = true, which must know all lengths; leave one of them out.");
         if (config is { LazyTokenize: true, TruncationStrategy: "split" })

@@ -28,10 +28,10 @@ public sealed partial record TrainingConfig
     public int DatasetNumProc { get; init; } = 1;
 
     [Option("dataset_cache_dir", "Folder in which encoded data sets are kept, for all ranks of a node and for later runs.",
-        Data, DefaultFrom = "MEGATRON_CACHE, else ~/.cache/megatron, else prepared_data below the output folder")]
+        Data, DefaultFrom = "MEGATRON_CACHE, else ~/.cache/megatron, else prepared_data in the folder of the run")]
     public string? DatasetCacheDir { get; init; }
 
-    [Option("load_from_cache_file", "Reuse encoded rows of an earlier run; false encodes them anew, below the output folder.", Data)]
+    [Option("load_from_cache_file", "Reuse encoded rows of an earlier run; false encodes them anew, in the folder of the run.", Data)]
     public bool LoadFromCacheFile { get; init; } = true;
 
     [Option("shuffle_buffer_size", "Rows held for shuffling a stream.", Data)]

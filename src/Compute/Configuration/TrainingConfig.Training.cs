@@ -94,7 +94,7 @@ public sealed partial record TrainingConfig
     [Option("seed", "Seed of initialisation, dropout and, unless data_seed is given, of the data order.", Training)]
     public int Seed { get; init; } = 42;
 
-    [Option("num_workers", "Threads that prepare batches.", Training, Aliases = "dataloader_num_workers", Effect = OptionEffect.SpeedOnly)]
+    [Option("num_workers", "Threads of each rank that prepare batches while it computes; 0 = none. A stream has one.", Training, Aliases = "dataloader_num_workers")]
     public int NumWorkers { get; init; } = 4;
 
     [Option("seq_length", "Tokens per sample in the throughput formula and in divisibility checks; not a limit (see max_length).", Training,

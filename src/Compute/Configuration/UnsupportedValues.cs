@@ -33,13 +33,12 @@ public static class UnsupportedValues
         new("problem_type", [""]),
 
         // Data
-        new("shuffle_buffer_size", ["1000"]),
         new("download_mode", ["reuse_dataset_if_exists"]),
         new("custom_dataset_info", [""]),
 
         // Template
         new("loss_scale", ["default", "last_round", "all", "ignore_empty_think"]),
-        new("agent_template", [""]),
+        new("agent_template", ["", "hermes"]),
         new("template_backend", ["swift"]),
         new("max_pixels", [""]),
         new("norm_bbox", [""]),
@@ -82,7 +81,6 @@ public static class UnsupportedValues
         new("moe_token_dispatcher_type", ["alltoall"]),
 
         // Run form, place
-        new("streaming", ["false"]),
         new("devices", [""]),
 
         // Inference and export

@@ -3,6 +3,8 @@ using System.Text.Json;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data.Prepared;
 using Megatron.Compute.Data.Rows;
+using Megatron.Compute.Data.Sources;
+using Megatron.Compute.Data.Streaming;
 using Megatron.Compute.Tokenization;
 
 namespace Megatron.Compute.Data;
@@ -19,21 +21,23 @@ public sealed class DatasetBuilder
     private readonly RowParser _parser;
     private readonly SampleEncoder _encoder;
     private readonly PreparedStore _store;
-    private readonly string _encodingSettings;
+    private readonly PreparedSettings _encoding;
+    private readonly IReadOnlyList<string> _trainSets;
     private readonly List<string> _report = [];
 
     private DatasetBuilder(TrainingConfig config, ITokenizer tokenizer, ChatTemplate template, int modelVocab)
     {
+        template = template.WithAgentTemplate(config.AgentTemplate);
         (_config, _template) = (config, template);
+        if (config.Dataset.Count == 0) throw new ConfigException("DATA021", "no training data is given; name at least one file with --dataset.");
+        _trainSets = config.Streaming ? [] : config.Dataset;
         _seed = SeedOf(config);
         _parser = new RowParser(ParseColumns(config.Columns), new SelfCognition(config.ModelName, config.ModelAuthor), _seed, RowPurpose.Training);
         var options = new RenderOptions(config.System, LossScales.Parse(config.LossScale));
         _encoder = new SampleEncoder(
             new ConversationEncoder(tokenizer, template, options, config.DateString), config.MaxLength ?? int.MaxValue, Truncation(config), modelVocab);
         _store = new PreparedStore(config, tokenizer, template, _parser, _encoder, modelVocab);
-        _encodingSettings = config.LazyTokenize
-            ? string.Join('\n', new PreparedSettings(config with { LazyTokenize = false }, tokenizer, template, modelVocab).Common.Select(pair => $"{pair.Key}={pair.Value}"))
-            : "";
+        _encoding = new PreparedSettings(config with { LazyTokenize = false }, tokenizer, template, modelVocab);
     }
 
     /// <summary>Prepares the data of a training run.</summary>
@@ -67,6 +71,7 @@ public sealed class DatasetBuilder
 
     private TrainData Build(PreparedSources sources, Action<string> progress, CancellationToken cancellation)
     {
+        if (_config.Streaming) return BuildStream(sources, progress, cancellation);
         var sets = OpenAll(sources, progress, cancellation);
         var (train, validation) = ChooseRows(sets, sources);
         if (_config.DatasetShuffle) new DataRandom(_seed, "shuffle train", 0).Shuffle(train.AsSpan());
@@ -75,7 +80,7 @@ public sealed class DatasetBuilder
         var chosen = new ChosenRows(sources.Items, _config, _template.Name);
         chosen.Report(train.Concat(validation), _report);
         IReadOnlyList<ISampleSet> samples = _config.LazyTokenize
-            ? [.. sources.Items.Select(source => new LazySamples(source, _parser, _encoder, _encodingSettings))]
+            ? [.. sources.Items.Select(source => new LazySamples(source, _parser, _encoder, _encoding))]
             : sources.Items;
         var trainSamples = chosen.SamplesOf(train);
         var validationSamples = chosen.SamplesOf(validation);
@@ -90,15 +95,31 @@ public sealed class DatasetBuilder
         };
     }
 
+    /// <summary>Training data that are read while training; validation data are prepared as ever.</summary>
+    private TrainData BuildStream(PreparedSources sources, Action<string> progress, CancellationToken cancellation)
+    {
+        var settings = new StreamSettings(
+            [.. _config.Dataset.Select(DatasetSpec.Parse)], _config.InterleaveProb, _config.StoppingStrategy == "all_exhausted",
+            _config.DatasetShuffle ? _config.ShuffleBufferSize : 1, _seed);
+        foreach (var file in settings.Sets.SelectMany(set => set.Files)) RowSources.Open(file).Dispose();
+        var stream = new StreamPlan(_config, settings, _parser, _encoder, _encoding);
+        if (_config.ValDataset.Count == 0) return new TrainData(_config, stream, new MemorySamples([]), _report) { Sources = sources };
+        var sets = OpenAll(sources, progress, cancellation);
+        var (_, validation) = ChooseRows(sets, sources);
+        if (_config.ValDatasetShuffle) new DataRandom(_seed, "shuffle validation", 0).Shuffle(validation.AsSpan());
+        var chosen = new ChosenRows(sources.Items, _config, _template.Name);
+        chosen.Report(validation, _report);
+        return new TrainData(_config, stream, new MixedSamples(sources.Items, chosen.SamplesOf(validation)), _report) { Sources = sources };
+    }
+
     /// <summary>A data set as the user named it, and where its rows are.</summary>
     private sealed record OpenSet(DatasetSpec Spec, int FirstSource, int NumRows);
 
     private List<OpenSet> OpenAll(PreparedSources sources, Action<string> progress, CancellationToken cancellation)
     {
-        if (_config.Dataset.Count == 0) throw new ConfigException("DATA021", "no training data is given; name at least one file with --dataset.");
         var errors = new List<ConfigError>();
         var sets = new List<OpenSet>();
-        foreach (var text in _config.Dataset.Concat(_config.ValDataset))
+        foreach (var text in _trainSets.Concat(_config.ValDataset))
         {
             try
             {
@@ -136,7 +157,7 @@ public sealed class DatasetBuilder
         for (var i = 0; i < sets.Count; i++)
         {
             var (spec, numRows) = (sets[i].Spec, sets[i].NumRows);
-            var isTrain = i < _config.Dataset.Count;
+            var isTrain = i < _trainSets.Count;
             var ratio = !isTrain ? 1 : _config.ValDataset.Count > 0 ? 0 : _config.SplitDatasetRatio;
             var shuffle = isTrain ? _config.DatasetShuffle : _config.ValDatasetShuffle;
             var split = RowSplit.Make(spec.Path, numRows, spec.NumRows, ratio, shuffle, new DataRandom(_seed, "rows", i));

@@ -16,7 +16,7 @@ namespace Megatron.Compute.Data;
 /// <param name="parser">Row → conversation.</param>
 /// <param name="encoder">Conversation → sample.</param>
 /// <param name="settings">What the encoding depends on, for the hash.</param>
-internal sealed class LazySamples(PreparedSource source, RowParser parser, SampleEncoder encoder, string settings) : ISampleSet
+internal sealed class LazySamples(PreparedSource source, RowParser parser, SampleEncoder encoder, PreparedSettings settings) : ISampleSet
 {
     private const int MaxReplacements = 1000;
 
@@ -54,7 +54,7 @@ internal sealed class LazySamples(PreparedSource source, RowParser parser, Sampl
     public void AppendTo(XxHash64 hash)
     {
         source.AppendTo(hash);
-        hash.Append(Encoding.UTF8.GetBytes(settings));
+        foreach (var (name, value) in settings.Common) hash.Append(Encoding.UTF8.GetBytes($"{name}={value}\n"));
     }
 
     /// <inheritdoc/>

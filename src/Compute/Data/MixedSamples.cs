@@ -25,7 +25,11 @@ internal sealed class MixedSamples(IReadOnlyList<ISampleSet> sets, SampleRef[] o
     /// <inheritdoc/>
     public void AppendTo(XxHash64 hash)
     {
-        foreach (var set in sets) set.AppendTo(hash);
+        // Only what was chosen from: another validation set leaves the training data what they were.
+        var isUsed = new bool[sets.Count];
+        foreach (var sample in order) isUsed[sample.Set] = true;
+        for (var set = 0; set < sets.Count; set++)
+            if (isUsed[set]) sets[set].AppendTo(hash);
         hash.Append(MemoryMarshal.AsBytes(order.AsSpan()));
     }
 

@@ -31,7 +31,7 @@ public static class TokenizedRows
             DatasetBuilder.ParseColumns(config.Columns), new SelfCognition(config.ModelName, config.ModelAuthor), (ulong)(uint)config.Seed, RowPurpose.Training);
         var encoder = template is null
             ? null
-            : new ConversationEncoder(tokenizer, template, new RenderOptions(config.System, LossScales.Parse(config.LossScale)), config.DateString);
+            : new ConversationEncoder(tokenizer, template.WithAgentTemplate(config.AgentTemplate), new RenderOptions(config.System, LossScales.Parse(config.LossScale)), config.DateString);
         using var rows = RowSources.Open(path);
         while (rows.TryRead(out var row))
             yield return PlainText(row) is { } text

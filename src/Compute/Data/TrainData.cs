@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Text.Encodings.Web;
 using System.Text.Json;
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Data.Streaming;
 using Megatron.Compute.Tokenization;
 
 namespace Megatron.Compute.Data;
@@ -15,9 +16,23 @@ public sealed class TrainData : IDisposable
     private static readonly JsonWriterOptions RowOptions = new() { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
 
     private readonly int _globalBatchSize;
-    private readonly BatchPlan _trainPlan;
+    private readonly BatchPlan? _trainPlan;
+    private readonly StreamPlan? _stream;
     private readonly PackPlan? _trainPacks;
     private readonly PackPlan? _validationPacks;
+
+    /// <summary>Data whose training part is read while training.</summary>
+    internal TrainData(TrainingConfig config, StreamPlan stream, ISampleSet validation, IReadOnlyList<string> report)
+    {
+        _globalBatchSize = config.GlobalBatchSize;
+        _stream = stream;
+        TrainSamples = new MemorySamples([]);
+        ValidationSamples = validation;
+        _validationPacks = PackIfAsked(config, validation);
+        TrainIters = LastIteration = config.TrainIters ?? throw new ConfigException("DATA024", "streaming needs train_iters, because the size of the data is not known; give it.");
+        (OnePassOfValidation, EvalIters) = EvaluationOf(config);
+        Report = [.. report, $"training data are read while training: {stream.Settings.Sets.Count} set(s), {LastIteration} iterations of {config.GlobalBatchSize}"];
+    }
 
     internal TrainData(TrainingConfig config, ulong seed, ISampleSet train, ISampleSet validation, IReadOnlyList<string> report)
     {
@@ -28,15 +43,14 @@ public sealed class TrainData : IDisposable
         _validationPacks = PackIfAsked(config, validation);
         var numPlanned = _trainPacks?.Count ?? train.Count;
         CheckSize(config, numPlanned);
-        _trainPlan = new BatchPlan(numPlanned, config.GlobalBatchSize, config.DataloaderType == "cyclic" ? SampleOrder.Shuffled : SampleOrder.Sequential, seed);
+        var plan = _trainPlan = new BatchPlan(numPlanned, config.GlobalBatchSize, config.DataloaderType == "cyclic" ? SampleOrder.Shuffled : SampleOrder.Sequential, seed);
 
-        var lastOfData = config.DataloaderType == "single" || config.MaxEpochs is not null ? _trainPlan.NumBatches(config.MaxEpochs ?? 1) : (long?)null;
+        var lastOfData = config.DataloaderType == "single" || config.MaxEpochs is not null ? plan.NumBatches(config.MaxEpochs ?? 1) : (long?)null;
         TrainIters = config.TrainIters ?? lastOfData
             ?? throw new ConfigException("DATA024", "neither train_iters nor max_epochs says how long to train; give one of them.");
         LastIteration = Math.Min(TrainIters, lastOfData ?? long.MaxValue);
-        OnePassOfValidation = config.EvalIters < 0;
-        EvalIters = validation.Count == 0 ? 0 : OnePassOfValidation ? ValidationPlan().NumBatches(1) : config.EvalIters;
-        Report = [.. report, .. config.LazyTokenize ? [] : (string[])[TokenLengths.Describe(train)], .. DescribePacking(), DescribeLength(config)];
+        (OnePassOfValidation, EvalIters) = EvaluationOf(config);
+        Report = [.. report, .. config.LazyTokenize ? [] : (string[])[TokenLengths.Describe(train)], .. DescribePacking(), DescribeLength(config, plan)];
     }
 
     /// <summary>Training samples in the order of one epoch before the epoch's own shuffle; a repeated row is the same object.</summary>
@@ -72,11 +86,18 @@ public sealed class TrainData : IDisposable
     public bool OnePassOfValidation { get; }
 
     /// <summary>0-based epoch that an iteration (1-based) begins in.</summary>
-    public long EpochOf(long iteration) => _trainPlan.EpochOf(iteration - 1);
+    public long EpochOf(long iteration) => _trainPlan?.EpochOf(iteration - 1) ?? 0;
 
-    /// <summary>The training batches as one rank sees them.</summary>
-    public PlannedBatchSource CreateTrainSource(BatchLayout layout) =>
-        new(TrainSamples, _trainPacks, _trainPlan, layout, LastBatch.ContinueWithNextEpoch);
+    /// <summary>Identifies the data and their order; a checkpoint goes on with the same only.</summary>
+    public ulong PlanHash => _stream?.Hash ?? CreateTrainSource(BatchLayout.SingleRankUnpadded(1)).PlanHash;
+
+    /// <summary>The training batches as one rank sees them; the caller disposes what can be disposed.</summary>
+    /// <param name="layout">This rank's layout.</param>
+    /// <param name="firstBatch">Index of the first batch that will be asked for: a stream gives them in order.</param>
+    /// <param name="cursor">Where a stream goes on; null begins it.</param>
+    public IGlobalBatchSource CreateTrainSource(BatchLayout layout, long firstBatch = 0, string? cursor = null) => _stream is { } stream
+        ? new StreamBatchSource(stream, layout, firstBatch, cursor is null ? null : StreamCursor.Parse(cursor))
+        : new PlannedBatchSource(TrainSamples, _trainPacks, _trainPlan ?? throw new InvalidOperationException("the data have no plan"), layout, LastBatch.ContinueWithNextEpoch);
 
     /// <summary>The evaluation batches 0 … <see cref="EvalIters"/> − 1 as one rank sees them; null without validation data.</summary>
     public PlannedBatchSource? CreateValidationSource(BatchLayout layout) => ValidationSamples.Count == 0
@@ -98,6 +119,12 @@ public sealed class TrainData : IDisposable
 
     /// <inheritdoc/>
     public void Dispose() => Sources?.Dispose();
+
+    private (bool OnePass, long NumIterations) EvaluationOf(TrainingConfig config)
+    {
+        var onePass = config.EvalIters < 0;
+        return (onePass, ValidationSamples.Count == 0 ? 0 : onePass ? ValidationPlan().NumBatches(1) : config.EvalIters);
+    }
 
     private BatchPlan ValidationPlan() => new(_validationPacks?.Count ?? ValidationSamples.Count, _globalBatchSize, SampleOrder.Sequential, seed: 0);
 
@@ -126,17 +153,23 @@ public sealed class TrainData : IDisposable
             $"{packs.NumSamples / (double)packs.Count:F1} samples each, filled to {100 * packs.FillRate(TrainSamples.LengthOf):F2} %");
     }
 
-    private string DescribeLength(TrainingConfig config)
+    private string DescribeLength(TrainingConfig config, BatchPlan plan)
     {
         var what = _trainPacks is null ? "samples" : "packs";
-        var length = string.Create(CultureInfo.InvariantCulture, $"{_trainPlan.NumSamples} {what}, {config.GlobalBatchSize} in each iteration, {_trainPlan.NumBatches(1)} iterations an epoch");
+        var length = string.Create(CultureInfo.InvariantCulture, $"{plan.NumSamples} {what}, {config.GlobalBatchSize} in each iteration, {plan.NumBatches(1)} iterations an epoch");
         var epochs = config.MaxEpochs is { } limit ? $"max_epochs = {limit}" : config.DataloaderType == "single" ? "one pass" : "no limit of epochs";
-        return string.Create(CultureInfo.InvariantCulture, $"training length: {length}; {epochs}: {LastIteration} iterations ({LastIteration * (double)config.GlobalBatchSize / _trainPlan.NumSamples:F2} epochs)");
+        return string.Create(CultureInfo.InvariantCulture, $"training length: {length}; {epochs}: {LastIteration} iterations ({LastIteration * (double)config.GlobalBatchSize / plan.NumSamples:F2} epochs)");
     }
 
     private static void WriteRow(Utf8JsonWriter writer, Conversation row)
     {
         writer.WriteStartObject();
+        if (row.Tools.Count > 0)
+        {
+            writer.WriteStartArray("tools"u8);
+            foreach (var tool in row.Tools) writer.WriteRawValue(tool);
+            writer.WriteEndArray();
+        }
         writer.WriteStartArray("messages"u8);
         if (row.System is not null) WriteMessage(writer, new ChatMessage(ChatMessage.SystemRole, row.System));
         foreach (var message in row.Messages) WriteMessage(writer, message);

@@ -37,7 +37,7 @@ public sealed class ChatModel : IDisposable
         var template = config.Template is { } name
             ? ChatTemplates.Get(name)
             : ChatTemplates.ForModel(model.Config.Architecture, model.Config.ModelType, Path.GetFileName(folder), tokenizer);
-        encoder = new ConversationEncoder(tokenizer, template, new RenderOptions(config.System, LossScale.Default), config.DateString);
+        encoder = new ConversationEncoder(tokenizer, template.WithAgentTemplate(config.AgentTemplate), new RenderOptions(config.System, LossScale.Default), config.DateString);
         var defaults = GenerationDefaults.Read(folder);
         sampling = defaults.With(config);
         defaultMaxNewTokens = defaults.MaxNewTokens;

@@ -6,7 +6,7 @@ namespace Megatron.Compute.Tokenization;
 /// How a model family writes a conversation, as parts instead of a program, because loss masks need to know where an answer begins and
 /// ends.
 /// Placeholders: <c>{{SYSTEM}}</c>, <c>{{QUERY}}</c>; and <c>{{BOS}}</c>, <c>{{EOS}}</c>, <c>{{DATE}}</c>, which <see cref="Bind"/> fills.
-/// Not here: tools, and the Jinja programs of Hugging Face folders.
+/// Not here: how tools are written (<see cref="HermesTools"/>), and the Jinja programs of Hugging Face folders.
 /// </summary>
 public sealed record ChatTemplate
 {
@@ -50,11 +50,14 @@ public sealed record ChatTemplate
     /// <summary>What happens to think blocks of earlier answers at inference.</summary>
     public HistoryThinking HistoryThinking { get; init; } = HistoryThinking.Keep;
 
-    /// <summary>Name of the family's form for tools.</summary>
+    /// <summary>Name of the family's form for tools; <c>hermes</c> is the one that can be written.</summary>
     public string AgentTemplate { get; init; } = "react_en";
 
     /// <summary>Whether BOS stands in front of everything when the tokenizer itself would put it there.</summary>
     public bool AutoBos { get; init; }
+
+    /// <summary>This template with another form for tools; itself when <paramref name="name"/> is null.</summary>
+    public ChatTemplate WithAgentTemplate(string? name) => name is null ? this : this with { AgentTemplate = name };
 
     /// <summary>
     /// This template with the tokenizer's BOS and EOS and a date filled in. Rendering needs a bound template where these placeholders

@@ -9,7 +9,7 @@ internal sealed record ConversationRound(string Query, List<ChatMessage> Answers
 
 /// <summary>
 /// Checks the order of messages and groups them into rounds. A conversation that starts with the assistant gets an empty question in front:
-/// that is how plain text rows come in.
+/// that is how plain text rows come in. Calls of tools are parts of an answer, results of tools are a question (<see cref="HermesTools"/>).
 /// </summary>
 internal static class ConversationRounds
 {
@@ -31,10 +31,16 @@ internal static class ConversationRounds
                 case ChatMessage.User when rounds.Count == 0 || rounds[^1].Answers.Count > 0:
                     rounds.Add(new ConversationRound(message.Content, []));
                     break;
-                case ChatMessage.Assistant:
+                case ChatMessage.Assistant or ChatMessage.ToolCall:
                     if (rounds.Count == 0)
                         rounds.Add(new ConversationRound("", []));
-                    rounds[^1].Answers.Add(message);
+                    rounds[^1].Answers.Add(message.Role == ChatMessage.Assistant ? message : ToCall(message, rounds[^1].Answers));
+                    break;
+                case ChatMessage.ToolResponse when rounds.Count > 0 && rounds[^1].Answers.Count > 0:
+                    rounds.Add(new ConversationRound(HermesTools.Response(message.Content), []));
+                    break;
+                case ChatMessage.ToolResponse when i > 0 && conversation.Messages[i - 1].Role == ChatMessage.ToolResponse:
+                    rounds[^1] = rounds[^1] with { Query = rounds[^1].Query + "\n" + HermesTools.Response(message.Content) };
                     break;
                 default:
                     throw Refuse(message, i);
@@ -46,12 +52,14 @@ internal static class ConversationRounds
             : throw new ConfigException("TPL003", "The conversation has no user or assistant message; add one or remove the row.");
     }
 
+    private static ChatMessage ToCall(ChatMessage message, List<ChatMessage> before) =>
+        message with { Content = (before.Exists(answer => answer.Content.Length > 0) ? "\n" : "") + HermesTools.Call(message.Content) };
+
     private static ConfigException Refuse(ChatMessage message, int index) => new("TPL003", message.Role switch
     {
         ChatMessage.SystemRole => $"messages[{index}] has role 'system', which may only be the first message; move it or remove it.",
         ChatMessage.User => $"messages[{index}] is a second user message in a row; user and assistant must alternate.",
-        "tool" or "tool_call" or "tool_response" =>
-            $"messages[{index}] has role '{message.Role}'; tools are not supported, only system, user and assistant messages are.",
-        _ => $"messages[{index}] has the unknown role '{message.Role}'; use system, user or assistant.",
+        ChatMessage.ToolResponse => $"messages[{index}] is the result of a tool, but no tool was called before it; put the call in front.",
+        _ => $"messages[{index}] has the unknown role '{message.Role}'; use system, user, assistant, tool_call or tool_response.",
     });
 }

@@ -17,7 +17,8 @@ public static class TemplateRenderer
 
     /// <summary>
     /// Training text: prompts, answers and suffix; neighbours of equal weight are joined.
-    /// Throws <see cref="ConfigException"/> TPL002 (no place for a system prompt) or TPL003 (the messages are no conversation).
+    /// Throws <see cref="ConfigException"/> TPL002 (no place for a system prompt), TPL003 (the messages are no conversation) or TPL007 (tools that
+    /// the template cannot write).
     /// </summary>
     public static IReadOnlyList<TextPiece> Render(ChatTemplate template, Conversation conversation, RenderOptions options)
     {
@@ -28,7 +29,7 @@ public static class TemplateRenderer
 
         var promptWeight = options.LossScale == LossScale.All ? 1f : 0f;
         var pieces = new PieceList();
-        pieces.Add(Opening(template, system ?? options.System ?? template.DefaultSystem), promptWeight);
+        pieces.Add(Opening(template, SystemWithTools(template, conversation, system ?? options.System ?? template.DefaultSystem)), promptWeight);
         for (var i = template.Separator is null ? rounds.Count - 1 : 0; i < rounds.Count; i++)
         {
             var isLast = i == rounds.Count - 1;
@@ -57,7 +58,7 @@ public static class TemplateRenderer
     {
         var (system, rounds) = ConversationRounds.Of(conversation);
         var pieces = new PieceList();
-        pieces.Add(Opening(template, system ?? options.System ?? template.DefaultSystem), 0f);
+        pieces.Add(Opening(template, SystemWithTools(template, conversation, system ?? options.System ?? template.DefaultSystem)), 0f);
         for (var i = template.Separator is null ? rounds.Count - 1 : 0; i < rounds.Count; i++)
         {
             var isLast = i == rounds.Count - 1;
@@ -87,6 +88,15 @@ public static class TemplateRenderer
             : throw new ConfigException("TPL006",
                 $"enable_thinking = false has no effect on template '{template.Name}', which always thinks; "
                 + "set --response_prefix '' instead.");
+    }
+
+    private static string? SystemWithTools(ChatTemplate template, Conversation conversation, string? system)
+    {
+        if (!conversation.HasTools) return system;
+        if (template.AgentTemplate != HermesTools.Name)
+            throw new ConfigException("TPL007",
+                $"Tools cannot be written with agent template '{template.AgentTemplate}' of template '{template.Name}'; give --agent_template {HermesTools.Name} or remove them.");
+        return conversation.Tools.Count == 0 ? system : HermesTools.System(system, conversation.Tools);
     }
 
     private static string Opening(ChatTemplate template, string? system)

@@ -100,7 +100,8 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
             reader.LoadState(StateSlice.OfOptimizer(trainer.Optimizer.State, withDuplicates: true));
             trainer.Restore(state);
         }
-        return new ModelState(new RunProgress(state.Iteration, state.ConsumedSamples, state.Iteration), state.Seed is null ? null : state.Data.PlanHash);
+        var progress = new RunProgress(state.Iteration, state.ConsumedSamples, state.Iteration) { StreamCursor = request.Config.NoLoadRng ? null : state.Data.Stream };
+        return new ModelState(progress, state.Seed is null ? null : state.Data.PlanHash);
     }
 
     private static void RequireFinite(ModelChunks model)

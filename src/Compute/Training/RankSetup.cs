@@ -1,5 +1,6 @@
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
+using Megatron.Compute.Data.Streaming;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
 using Megatron.Compute.Native;
@@ -25,6 +26,10 @@ public sealed class RankSetup : IDisposable
     public required ITokenizer Tokenizer { get; init; }
     public required TrainData Data { get; init; }
     public required IGlobalBatchSource TrainSource { get; init; }
+
+    /// <summary>The stream behind <see cref="TrainSource"/>; null for planned data.</summary>
+    internal StreamBatchSource? Stream { get; init; }
+
     public required IGlobalBatchSource? ValidationSource { get; init; }
     public required ModelChunks Model { get; init; }
     public required Trainer Trainer { get; init; }
@@ -68,10 +73,18 @@ public sealed class RankSetup : IDisposable
     /// <summary>Frees the model and the trainer; the process groups belong to the caller of <see cref="Build(StartRank, RankEnvironment, RankLink, GroupSink, CancellationToken)"/>.</summary>
     public void Dispose()
     {
+        StopReading();
         Saver.Dispose();
         Trainer.Dispose();
         Model.Dispose();
         Data.Dispose();
+    }
+
+    /// <summary>Ends the reading of training data; lines about rows that a stream left out.</summary>
+    public IReadOnlyList<string> StopReading()
+    {
+        (TrainSource as IDisposable)?.Dispose();
+        return Stream is null ? [] : [.. Stream.Report];
     }
 
     // Whichever rank of a node prepares the data tells it; of those that find them prepared, the first rank alone.
@@ -88,8 +101,9 @@ public sealed class RankSetup : IDisposable
         var model = new ModelChunks(modelConfig, RunSettings.Model(config, device), parallel, layouts);
         var trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config));
         var restored = ModelState.Load(new ModelStateRequest(config, modelConfig, folder, start.LoadFolder, environment.Time, parallel, device), model, trainer, link);
-        var source = data.CreateTrainSource(layout);
-        restored.RequireSameData(source.PlanHash, config);
+        var progress = restored.Progress;
+        restored.RequireSameData(data.PlanHash, config);
+        var source = data.CreateTrainSource(layout, progress.Iteration, progress.StreamCursor);
         return new RankSetup
         {
             Config = config,
@@ -98,13 +112,16 @@ public sealed class RankSetup : IDisposable
             Device = device,
             Tokenizer = tokenizer,
             Data = data,
-            TrainSource = source,
+            TrainSource = config.NumWorkers == 0 || progress.Iteration >= data.LastIteration
+                ? source
+                : new PrefetchingSource(source, config.Streaming ? 1 : config.NumWorkers, progress.Iteration, data.LastIteration),
+            Stream = source as StreamBatchSource,
             ValidationSource = data.CreateValidationSource(layout),
             Model = model,
             Trainer = trainer,
             Schedule = RunSettings.LearningRate(config, data.TrainIters),
             Saver = new CheckpointSaver(start, config, environment.Time, folder, link),
-            Progress = restored.Progress,
+            Progress = progress,
         };
     }
 

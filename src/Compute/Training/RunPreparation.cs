@@ -24,7 +24,7 @@ public sealed record PreparedRun(TrainingConfig Config, ModelConfig Model, IRead
 /// </summary>
 public static class RunPreparation
 {
-    /// <summary>Folder of prepared data below the output folder, where no other is known.</summary>
+    /// <summary>Folder of prepared data in that of the run, where no other is known.</summary>
     private const string PreparedData = "prepared_data";
 
     /// <summary>Prepares <c>sft</c> or <c>pt</c> and makes the run's folder.</summary>
@@ -46,7 +46,7 @@ public static class RunPreparation
             : RunFolder.Create(Path.Combine(run.Folder, folderName), addVersion: false, time);
         var resolved = run.Config with
         {
-            DatasetCacheDir = run.Config.LoadFromCacheFile ? run.Config.DatasetCacheDir ?? Path.Combine(run.Folder, PreparedData) : Path.Combine(folder, PreparedData),
+            DatasetCacheDir = (run.Config.LoadFromCacheFile ? run.Config.DatasetCacheDir : null) ?? Path.Combine(folder, PreparedData),
             Save = folder,
             JobId = run.Config.JobId ?? Path.GetFileName(folder),
         };
@@ -64,6 +64,7 @@ public static class RunPreparation
     {
         if (isPretraining) config = config with { UseChatTemplate = false, LossScale = "all", Template = config.Template ?? "default" };
         if (config.Resume) config = WithNewestCheckpointOfSave(config, time);
+        if (config.Streaming) config = AsStream(config, given);
         var fill = ArgsChain.Fill(config, given);
         config = fill.Config;
         ThrowIfHopeless(config, worldSize);
@@ -91,6 +92,7 @@ public static class RunPreparation
     /// <exception cref="ConfigException">Everything that is wrong.</exception>
     public static (TrainingConfig Config, ModelConfig Model) CheckData(TrainingConfig config, GivenOptions given)
     {
+        if (config.Streaming) throw new ConfigException("CFG006", "--streaming = true does not go with megatron data, which prepares data before training; leave it out.");
         if (!config.UseChatTemplate) config = config with { LossScale = "all", Template = config.Template ?? "default" };
         if (!given.Contains("global_batch_size")) config = config with { GlobalBatchSize = config.MicroBatchSize };
         if (config.TrainIters is null && config.MaxEpochs is null) config = config with { MaxEpochs = 1 };
@@ -127,6 +129,13 @@ public static class RunPreparation
             Load = config.Load is null ? null : Path.GetFullPath(config.Load),
         };
     }
+
+    /// <summary>What streaming implies where the user said nothing: the order of the source, and nothing split off.</summary>
+    private static TrainingConfig AsStream(TrainingConfig config, GivenOptions given) => config with
+    {
+        DataloaderType = given.Contains("dataloader_type") ? config.DataloaderType : "external",
+        SplitDatasetRatio = given.Contains("split_dataset_ratio") ? config.SplitDatasetRatio : 0,
+    };
 
     /// <summary>All mistakes that show without the model folder, at once.</summary>
     private static void ThrowIfHopeless(TrainingConfig config, int worldSize)

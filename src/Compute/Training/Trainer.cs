@@ -187,7 +187,7 @@ public sealed class Trainer : IDisposable
         NanIterations = Optimizer.NumNanSteps,
         LossScaler = scaler?.State,
         Seed = seed,
-        Data = new DataCursor(progress.Iteration, dataPlanHash),
+        Data = new DataCursor(progress.Iteration, dataPlanHash) { Stream = progress.StreamCursor },
     };
 
     /// <summary>Takes counters and loss scale back; the moments have been loaded into <see cref="Optimizer"/>'s state.</summary>

@@ -18,6 +18,8 @@ public sealed class TrainingRun : IRankProgram
     private volatile IProcessGroupFactory? backend;
     private volatile ParallelState? parallel;
     private StopRank? stop;
+    private TimeSpan timeWaited;
+    private TimeSpan timeOfSteps;
 
     public TrainingRun(StartRank start, RankEnvironment environment) => (this.start, this.environment) = (start, environment);
 
@@ -28,6 +30,7 @@ public sealed class TrainingRun : IRankProgram
         if (abortReason is { } reason) throw new RankAbortedException(reason);
         Announce(rank, link);
         var completed = Train(rank, link);
+        TellAboutData(rank, link);
         link.Report(new RankFinished(link.Attempt, link.Rank, rank.Progress.Iteration, completed));
     }
 
@@ -108,11 +111,12 @@ public sealed class TrainingRun : IRankProgram
         return true;
     }
 
-    private static void Step(RankSetup rank, RankLink link)
+    private void Step(RankSetup rank, RankLink link)
     {
         var startTime = Stopwatch.GetTimestamp();
         var iteration = rank.Progress.Iteration + 1;
         var batch = rank.TrainSource.Get(iteration - 1);
+        timeWaited += Stopwatch.GetElapsedTime(startTime);
         var learningRate = rank.Schedule.At(iteration);
         var metrics = rank.Trainer.TrainStep(batch, learningRate);
         rank.Progress = rank.Progress.After(batch);
@@ -126,6 +130,16 @@ public sealed class TrainingRun : IRankProgram
             ZLoss = metrics.ZLoss,
             ParamsNorm = rank.Config.LogParamsNorm ? rank.Trainer.Optimizer.ComputeParamsNorm() : null,
         });
+        timeOfSteps += Stopwatch.GetElapsedTime(startTime);
+    }
+
+    private void TellAboutData(RankSetup rank, RankLink link)
+    {
+        var dropped = rank.StopReading();
+        if (link.Rank != 0) return;
+        foreach (var line in dropped) link.Notice(line);
+        if (timeOfSteps > TimeSpan.Zero)
+            link.Notice(FormattableString.Invariant($"waited for data: {timeWaited.TotalSeconds:F3} s, {100 * (timeWaited / timeOfSteps):F2} % of the time of the steps"));
     }
 
     private static void Evaluate(RankSetup rank, RankLink link, bool isFinal)
@@ -187,9 +201,13 @@ public sealed class TrainingRun : IRankProgram
 /// <param name="SavedIteration">Iteration of the newest checkpoint of this attempt, or the one it was loaded from.</param>
 public sealed record RunProgress(long Iteration, long ConsumedSamples, long SavedIteration)
 {
+    /// <summary>Where a stream of data goes on; null for planned data.</summary>
+    public string? StreamCursor { get; init; }
+
     /// <summary>A run that has done nothing.</summary>
     public static RunProgress Beginning { get; } = new(0, 0, -1);
 
     /// <summary>The progress after one more global batch.</summary>
-    public RunProgress After(GlobalBatch batch) => this with { Iteration = Iteration + 1, ConsumedSamples = ConsumedSamples + batch.NumSamplesGlobal };
+    public RunProgress After(GlobalBatch batch) =>
+        this with { Iteration = Iteration + 1, ConsumedSamples = ConsumedSamples + batch.NumSamplesGlobal, StreamCursor = batch.NextCursor };
 }

@@ -12,45 +12,60 @@ public sealed class BadRowTests : IDisposable
 
     public void Dispose() => _folder.Dispose();
 
+    /// <summary>The table of bad rows: the row, the code, and what the message says after the place.</summary>
+    public static TheoryData<string, string, string> BadRows => new()
+    {
+        { """{"query":"Q","response":}""", "DATA001", ":2:25" },
+        { """{"query":"Q","response":"A" """, "DATA001", ":2:" },
+        { """{"query":"Q","response":"A"} x""", "DATA001", ":2:30" },
+        { """{"query":"Q","query":"P","response":"A"}""", "DATA001", ":2:" },
+        { "not json", "DATA001", ":2:" },
+        { """[1,2]""", "DATA002", ":2: the row is a list" },
+        { "42", "DATA002", "a number" },
+        { "null", "DATA002", "null" },
+        { "\"text\"", "DATA002", "a text" },
+        { "{}", "DATA003", "columns: none" },
+        { """{"foo":"bar"}""", "DATA003", "columns: foo" },
+        { """{"query":"Q"}""", "DATA003", "neither messages nor an answer" },
+        { """{"query":"Q","response":null}""", "DATA003", "neither messages nor an answer" },
+        { """{"query":"Q","answer":"A","output":"B"}""", "DATA003", "answer and output" },
+        { """{"query":"Q","response":4}""", "DATA003", "response is a number" },
+        { """{"Query":"Q","query":"P","response":"A"}""", "DATA003", "two columns are called" },
+        { """{"messages":{"role":"user"}}""", "DATA003", "messages is an object, not a list" },
+        { """{"messages":"['x']"}""", "DATA003", "not a JSON list" },
+        { """{"messages":["Q","A"]}""", "DATA003", "messages[0] is a text" },
+        { """{"messages":[{"role":"user","content":"Q"},{"role":"assistant","content":null}]}""", "DATA003", "messages[1] has no content" },
+        { """{"messages":[{"role":"user"},{"role":"assistant","content":"A"}]}""", "DATA003", "messages[0] has no content" },
+        { """{"messages":[{"role":"user","content":[{"type":"image","url":"x"}]},{"role":"assistant","content":"A"}]}""", "DATA003", "type \"image\"" },
+        { """{"messages":[{"content":"Q"}]}""", "DATA003", "messages[0] has neither a role" },
+        { """{"messages":[{"role":"user","content":"Q"},{"role":"assistant","content":"A","loss":1}]}""", "DATA003", "messages[1].loss is a number" },
+        { """{"query":"Q","response":"A","history":[["x"]]}""", "DATA003", "history[0] is not a pair" },
+        { """{"messages":[]}""", "DATA004", "messages is an empty list" },
+        { """{"messages":[{"role":"narrator","content":"Q"},{"role":"assistant","content":"A"}]}""", "DATA005", "messages[0].role is \"narrator\"" },
+        { """{"messages":[{"role":3,"content":"Q"}]}""", "DATA005", "messages[0].role is a number" },
+        { """{"messages":[{"role":"system","content":"S"},{"role":"system","content":"T"},{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}""", "DATA005", "messages[1] is a system message" },
+        { """{"system":"T","messages":[{"role":"system","content":"S"},{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}""", "DATA005", "system column" },
+        { """{"messages":[{"role":"user","content":"Q"}]}""", "DATA005", "no assistant message" },
+        { """{"messages":[{"role":"user","content":"Q"},{"role":"user","content":"R"},{"role":"assistant","content":"A"}]}""", "DATA005", "messages[1] is a second user" },
+        { """{"query":"Q\u0000","response":"A"}""", "DATA006", ":2:12: the escape \\u0000" },
+        { """{"query":"Q\ud83d","response":"A"}""", "DATA006", "\\ud83d" },
+        { """{"query":"Q\ude00","response":"A"}""", "DATA006", "\\ude00" },
+        { """{"query":"Q\\ud83d","response":"A\ud83dx"}""", "DATA006", "\\ud83d" },
+        { """{"messages":"[{\"role\":\"assistant\",\"content\":\"\\ud83d\"}]"}""", "DATA006", "the escape \\ud83d in the text of messages" },
+        { """{"tools":5,"messages":[{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}""", "DATA003", "tools is a number" },
+        { """{"messages":[{"role":"user","content":"Q"},{"role":"tool_call","content":"clock"}]}""", "DATA003", "messages[1].content, a tool call," },
+        { """{"messages":[{"role":"user","content":"Q"},{"role":"tool","content":"R"},{"role":"assistant","content":"A"}]}""", "DATA005", "messages[1] is the result of a tool" },
+        { """{"query":"Q","response":"A","response":"B"}""", "DATA001", ":2:" },
+        { """{"messages":[{"role":"assistant","content":[{"text":"A"}]}]}""", "DATA003", "messages[0].content is a list of something other" },
+        { """{"query":{"a":1},"response":"A"}""", "DATA003", "query is an object" },
+        { """{"system":4,"query":"Q","response":"A"}""", "DATA003", "system is a number" },
+    };
+
+    [Fact]
+    public void BadRows_Table_HasAtLeast40Cases() => Assert.InRange(BadRows.Count, 40, int.MaxValue);
+
     [Theory]
-    [InlineData("""{"query":"Q","response":}""", "DATA001", ":2:25")]
-    [InlineData("""{"query":"Q","response":"A" """, "DATA001", ":2:")]
-    [InlineData("""{"query":"Q","response":"A"} x""", "DATA001", ":2:30")]
-    [InlineData("""{"query":"Q","query":"P","response":"A"}""", "DATA001", ":2:")]
-    [InlineData("not json", "DATA001", ":2:")]
-    [InlineData("""[1,2]""", "DATA002", ":2: the row is a list")]
-    [InlineData("42", "DATA002", "a number")]
-    [InlineData("null", "DATA002", "null")]
-    [InlineData("\"text\"", "DATA002", "a text")]
-    [InlineData("{}", "DATA003", "columns: none")]
-    [InlineData("""{"foo":"bar"}""", "DATA003", "columns: foo")]
-    [InlineData("""{"query":"Q"}""", "DATA003", "neither messages nor an answer")]
-    [InlineData("""{"query":"Q","response":null}""", "DATA003", "neither messages nor an answer")]
-    [InlineData("""{"query":"Q","answer":"A","output":"B"}""", "DATA003", "answer and output")]
-    [InlineData("""{"query":"Q","response":4}""", "DATA003", "response is a number")]
-    [InlineData("""{"Query":"Q","query":"P","response":"A"}""", "DATA003", "two columns are called")]
-    [InlineData("""{"messages":{"role":"user"}}""", "DATA003", "messages is an object, not a list")]
-    [InlineData("""{"messages":"['x']"}""", "DATA003", "not a JSON list")]
-    [InlineData("""{"messages":["Q","A"]}""", "DATA003", "messages[0] is a text")]
-    [InlineData("""{"messages":[{"role":"user","content":"Q"},{"role":"assistant","content":null}]}""", "DATA003", "messages[1] has no content")]
-    [InlineData("""{"messages":[{"role":"user"},{"role":"assistant","content":"A"}]}""", "DATA003", "messages[0] has no content")]
-    [InlineData("""{"messages":[{"role":"user","content":[{"type":"image","url":"x"}]},{"role":"assistant","content":"A"}]}""", "DATA003", "type \"image\"")]
-    [InlineData("""{"messages":[{"content":"Q"}]}""", "DATA003", "messages[0] has neither a role")]
-    [InlineData("""{"messages":[{"role":"user","content":"Q"},{"role":"assistant","content":"A","loss":1}]}""", "DATA003", "messages[1].loss is a number")]
-    [InlineData("""{"query":"Q","response":"A","history":[["x"]]}""", "DATA003", "history[0] is not a pair")]
-    [InlineData("""{"messages":[]}""", "DATA004", "messages is an empty list")]
-    [InlineData("""{"messages":[{"role":"narrator","content":"Q"},{"role":"assistant","content":"A"}]}""", "DATA005", "messages[0].role is \"narrator\"")]
-    [InlineData("""{"messages":[{"role":3,"content":"Q"}]}""", "DATA005", "messages[0].role is a number")]
-    [InlineData("""{"messages":[{"role":"system","content":"S"},{"role":"system","content":"T"},{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}""", "DATA005", "messages[1] is a system message")]
-    [InlineData("""{"system":"T","messages":[{"role":"system","content":"S"},{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}""", "DATA005", "system column")]
-    [InlineData("""{"messages":[{"role":"user","content":"Q"}]}""", "DATA005", "no assistant message")]
-    [InlineData("""{"messages":[{"role":"user","content":"Q"},{"role":"user","content":"R"},{"role":"assistant","content":"A"}]}""", "DATA005", "messages[1] is a second user")]
-    [InlineData("""{"messages":[{"role":"user","content":"Q"},{"role":"tool","content":"R"},{"role":"assistant","content":"A"}]}""", "DATA005", "tool messages are not supported")]
-    [InlineData("""{"query":"Q\u0000","response":"A"}""", "DATA006", ":2:12: the escape \\u0000")]
-    [InlineData("""{"query":"Q\ud83d","response":"A"}""", "DATA006", "\\ud83d")]
-    [InlineData("""{"query":"Q\ude00","response":"A"}""", "DATA006", "\\ude00")]
-    [InlineData("""{"query":"Q\\ud83d","response":"A\ud83dx"}""", "DATA006", "\\ud83d")]
-    [InlineData("""{"messages":"[{\"role\":\"assistant\",\"content\":\"\\ud83d\"}]"}""", "DATA006", "the escape \\ud83d in the text of messages")]
+    [MemberData(nameof(BadRows))]
     public void Strict_BadRow_EndsTheRunWithCodeAndPlace(string row, string code, string expected)
     {
         var path = _folder.Write("rows.jsonl", DataFolder.GoodRow + "\n" + row + "\n" + DataFolder.GoodRow + "\n");
@@ -58,6 +73,19 @@ public sealed class BadRowTests : IDisposable
         Assert.Equal(code, error.Code);
         Assert.StartsWith(path + ":2", error.Message);
         Assert.Contains(expected, error.Message);
+    }
+
+    [Theory]
+    [MemberData(nameof(BadRows))]
+    public void NotStrict_BadRow_IsLeftOutCountedAndShownWithItsPlace(string row, string code, string expected)
+    {
+        var rows = Enumerable.Repeat(DataFolder.GoodRow, 150).ToList();
+        rows.Insert(1, row);
+        var path = _folder.Write("rows.jsonl", string.Join('\n', rows));
+        using var data = DataFolder.Build(DataFolder.Config(path));
+        Assert.Equal(150, data.TrainSamples.Count);
+        Assert.Contains(data.Report, line => line.StartsWith($"row left out: {code} {path}:2") && line.Contains(expected));
+        Assert.Contains(data.Report, line => line.StartsWith($"{path}: 1 of 151 rows left out (1 × ") && line.EndsWith($"{code})"));
     }
 
     [Theory]

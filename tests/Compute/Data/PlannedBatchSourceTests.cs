@@ -106,6 +106,26 @@ public sealed class PlannedBatchSourceTests
         }
     }
 
+    [Theory]
+    [InlineData(PackingStrategy.BinPack)]
+    [InlineData(PackingStrategy.Sequential)]
+    public void Get_PacksFromTheMiddleOfAnEpochOnAnyLayout_AreThoseOfOneRankFromTheBeginning(PackingStrategy strategy)
+    {
+        var samples = new MemorySamples(TestSamples.Random(seed: 9, count: 301));
+        var packs = Packing.Plan([.. samples.Select(sample => sample.Length)], capacity: samples.Max(sample => sample.Length) * 3, strategy);
+        var plan = new BatchPlan(packs.Count, 8, SampleOrder.Shuffled, seed: 4);
+        var reference = new PlannedBatchSource(samples, packs, plan, BatchLayout.SingleRankUnpadded(1), LastBatch.ContinueWithNextEpoch);
+        var hashes = Enumerable.Range(0, 60).Select(i => reference.Get(i).Hash).ToArray();
+        Assert.True(plan.EpochOf(59) >= 2);
+        for (var rank = 0; rank < 4; rank++)
+        {
+            var layout = BatchLayout.SingleRankUnpadded(2) with { DataParallelRank = rank, DataParallelSize = 4, PadRowToMultiple = 128 };
+            var source = new PlannedBatchSource(samples, packs, plan, layout, LastBatch.ContinueWithNextEpoch);
+            Assert.Equal(reference.PlanHash, source.PlanHash);
+            for (var i = 37; i < 60; i++) Assert.Equal(hashes[i], source.Get(i).Hash);
+        }
+    }
+
     [Fact]
     public void Get_ShortLastBatch_GivesEveryRankAsManyRowsAndCountsEachSampleOnce()
     {

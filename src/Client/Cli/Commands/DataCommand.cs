@@ -30,8 +30,9 @@ public sealed class DataCommand(CommandConsole console) : IVerbCommand
         switch (options.Words[0])
         {
             case "prepare":
-                console.Out.WriteLine(string.Create(CultureInfo.InvariantCulture,
-                    $"prepared in {config.DatasetCacheDir} in {time.TotalSeconds:F2} s (the tokenizer took {loaded.TotalSeconds:F2} s more), at most {Process.GetCurrentProcess().PeakWorkingSet64 >> 20} MiB resident"));
+                using (var process = Process.GetCurrentProcess())
+                    console.Out.WriteLine(string.Create(CultureInfo.InvariantCulture,
+                        $"prepared below {config.DatasetCacheDir} in {time.TotalSeconds:F2} s (the tokenizer took {loaded.TotalSeconds:F2} s more), {process.TotalProcessorTime.TotalSeconds:F2} s of processor time in all, at most {process.PeakWorkingSet64 >> 20} MiB resident"));
                 break;
             case "inspect":
                 for (var i = 0; i < Math.Min(config.ShowSamples, data.TrainSamples.Count); i++)

@@ -77,7 +77,8 @@ internal sealed class RowParser(IReadOnlyDictionary<string, string> renames, Sel
             messages.RemoveAt(0);
         }
         var tag = columns.Get("tag") is { ValueKind: JsonValueKind.String } value ? value.GetString() : null;
-        return new Conversation(system, selfCognition.Apply(messages, tag));
+        var tools = columns.Get("tools") is { } signatures ? ToolColumns.Tools(signatures) : [];
+        return new Conversation(system, selfCognition.Apply(messages, tag)) { Tools = tools };
     }
 
     private List<ChatMessage> ParseQueryResponse(RowColumns columns, int index, DataNotices notices)
