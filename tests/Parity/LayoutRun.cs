@@ -23,32 +23,40 @@ public static class LayoutRun
     /// <param name="config">Layout and micro-batch size; the other hyperparameters are the folder's. With packing the golden rows are cut into samples of many lengths.</param>
     /// <param name="perTokenLoss">See <see cref="LossScaling"/>.</param>
     /// <exception cref="ConfigException">The layout does not fit.</exception>
-    public static LayoutResult Run(string model, TrainingConfig config, int ranks, bool perTokenLoss)
+    public static LayoutResult Run(string model, TrainingConfig config, int ranks, bool perTokenLoss) => Run(model, change: null, config, ranks, perTokenLoss);
+
+    /// <summary>The same with a changed architecture: random weights, and the golden token ids spread over its vocabulary.</summary>
+    public static LayoutResult Run(string model, Func<ModelConfig, ModelConfig>? change, TrainingConfig config, int ranks, bool perTokenLoss)
     {
         var resolved = GoldenVerifier.Resolve(config with { Golden = Repository.Asset("golden", model) }, ranks) with { CalculatePerTokenLoss = perTokenLoss };
         var world = new LoopbackWorld(TimeSpan.FromMinutes(5));
         var results = new LayoutResult[ranks];
         RankThreads.Run(
-            ranks, rank => results[rank] = RunRank(resolved, ranks, rank, world), failure => world.Abort(failure.Message), TimeSpan.FromMinutes(5));
+            ranks, rank => results[rank] = RunRank(resolved, change, ranks, rank, world), failure => world.Abort(failure.Message), TimeSpan.FromMinutes(5));
         Assert.All(results, result => Assert.Equal(results[0].BatchHashes, result.BatchHashes));
         Assert.All(results, result => Assert.Equal(results[0].GradNorms, result.GradNorms));
         return results[0];
     }
 
-    private static LayoutResult RunRank(TrainingConfig config, int ranks, int rank, LoopbackWorld world)
+    private static LayoutResult RunRank(TrainingConfig config, Func<ModelConfig, ModelConfig>? change, int ranks, int rank, LoopbackWorld world)
     {
         using var leaks = LeakCheck.Start();
         using var scope = NewDisposeScope();
         using var golden = GoldenFile.Open(config.Golden ?? "");
-        var modelConfig = HfConfigReader.ReadFolder(golden.Folder).Model;
+        var goldenConfig = HfConfigReader.ReadFolder(golden.Folder).Model;
+        var modelConfig = change?.Invoke(goldenConfig) ?? goldenConfig;
         using var parallel = ParallelState.Create(RunSettings.Dims(config, ranks), rank, world, config.SequenceParallel);
         var layouts = RunSettings.Partition(config, modelConfig).LayoutsOf(parallel.PipelineParallel.Rank);
         using var model = new ModelChunks(modelConfig, RunSettings.Model(config, CPU), parallel, layouts);
-        ModelState.LoadWeights(model, golden.Folder, allowRandom: false, config.Seed);
+        if (change is null) ModelState.LoadWeights(model, golden.Folder, allowRandom: false, config.Seed);
+        else ModelInitializer.Initialize(model.Parameters, modelConfig, config.Seed);
         using var trainer = new Trainer(model, parallel, CPU, RunSettings.Trainer(config));
 
         var (ids, shape) = golden.ReadIds("steps.input_ids");
         var (labels, _) = golden.ReadIds("steps.labels");
+        foreach (var tokens in (long[][])[ids, labels])
+            for (var i = 0; i < tokens.Length; i++)
+                if (tokens[i] >= 0) tokens[i] = tokens[i] * (modelConfig.VocabSize - 1) / (goldenConfig.VocabSize - 1);
         var layout = BatchLayout.SingleRankUnpadded(config.MicroBatchSize) with
         {
             DataParallelRank = parallel.DataParallel.Rank,

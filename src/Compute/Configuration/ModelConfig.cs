@@ -26,7 +26,7 @@ public sealed record ModelConfig
     /// <summary>Size of one head.</summary>
     public required int KvChannels { get; init; }
 
-    /// <summary>Rows of the embedding, used as they are: never padded up or cut to the tokenizer's size.</summary>
+    /// <summary>Rows of the embedding in every file, never cut to the tokenizer's size; ranks may pad their part of it in memory.</summary>
     public required int VocabSize { get; init; }
 
     public required int MaxPositionEmbeddings { get; init; }

@@ -58,15 +58,16 @@ public sealed class GptModel : IDisposable
             Config = config, Parallel = parallel, Region = region, Weights = new ParameterFactory(options.Dtype, options.Device), Rotary = rotary,
             Attention = options.Attention, Recompute = options.Recompute, Seed = options.Seed, Moe = options.Moe, Routing = Routing,
         };
+        var shard = new VocabularyShard(config.VocabSize, parallel.TensorParallel);
         if (stage.HasEmbedding)
-            embedding = new VocabParallelEmbedding(CreateVocabularyWeight(context, HfTensorNames.Embedding, isDuplicate: false), region);
+            embedding = new VocabParallelEmbedding(CreateVocabularyWeight(context, shard, HfTensorNames.Embedding, isDuplicate: false), shard, region);
         embeddingDropout = new Dropout(config.HiddenDropout, options.Seed, layerIndex: 0, DropoutStream.Embedding);
         layers = CreateLayers(context, stage);
         if (stage.HasHead)
         {
             finalNorm = new RmsNormLayer(
                 context.CreateReplicatedVector(HfTensorNames.FinalNorm, config.HiddenSize, isPartial: region.IsActive), config.NormEpsilon);
-            head = new OutputHead(CreateHeadWeight(context), region, options.HeadChunkTokens);
+            head = new OutputHead(CreateHeadWeight(context, shard), shard, region, options.HeadChunkTokens);
         }
         Parameters = CollectParameters();
         TiedWeight = config.TieWordEmbeddings ? embedding?.Weight ?? head?.Weight : null;
@@ -184,19 +185,18 @@ public sealed class GptModel : IDisposable
             : [.. all.Select((layer, index) => index < recompute.NumLayers ? new CheckpointedBlock(layer) : layer)]);
     }
 
-    private Parameter CreateHeadWeight(LayerContext context)
+    private Parameter CreateHeadWeight(LayerContext context, VocabularyShard shard)
     {
-        if (!Config.TieWordEmbeddings) return CreateVocabularyWeight(context, HfTensorNames.Head, isDuplicate: false);
-        return embedding?.Weight ?? CreateVocabularyWeight(context, HfTensorNames.Embedding, isDuplicate: true);
+        if (!Config.TieWordEmbeddings) return CreateVocabularyWeight(context, shard, HfTensorNames.Head, isDuplicate: false);
+        return embedding?.Weight ?? CreateVocabularyWeight(context, shard, HfTensorNames.Embedding, isDuplicate: true);
     }
 
-    private static Parameter CreateVocabularyWeight(LayerContext context, string name, bool isDuplicate)
+    private static Parameter CreateVocabularyWeight(LayerContext context, VocabularyShard shard, string name, bool isDuplicate)
     {
-        var (vocabulary, hidden) = (context.Config.VocabSize, context.Config.HiddenSize);
-        var local = Divide.Exactly(vocabulary, context.TensorParallelSize, "vocab_size", "tensor_model_parallel_size");
-        var block = new TensorBlock(name, [vocabulary, hidden], [(long)context.Region.Group.Rank * local, 0], [local, hidden], 0);
-        return context.Weights.Create(
-            name, [local, hidden], [block],
+        var hidden = context.Config.HiddenSize;
+        TensorBlock[] blocks = shard.NumTokenRows == 0 ? [] : [new(name, [shard.VocabSize, hidden], [shard.FirstRow, 0], [shard.NumTokenRows, hidden], 0)];
+        return context.Weights.CreatePadded(
+            name, [shard.NumRows, hidden], blocks,
             new ParameterTraits { Decays = true, IsTensorSharded = true, IsTied = context.Config.TieWordEmbeddings, IsSharedDuplicate = isDuplicate });
     }
 

@@ -51,7 +51,9 @@ public sealed class Parameter : IDisposable
         }
     }
 
-    /// <summary>Where the data lies in Hugging Face tensors; covers the whole parameter, without gaps, in ascending FlatOffset.</summary>
+    /// <summary>
+    /// Where the data lies in Hugging Face tensors; covers the whole parameter but padding at its end, without gaps, in ascending FlatOffset.
+    /// </summary>
     public IReadOnlyList<TensorBlock> Blocks { get; }
 
     public ParameterTraits Traits { get; }
@@ -73,11 +75,13 @@ public sealed class Parameter : IDisposable
     /// <summary>Shape of this rank's tensor.</summary>
     public long[] Shape => data.shape;
 
-    public Parameter(string name, Tensor data, IReadOnlyList<TensorBlock> blocks, ParameterTraits traits)
+    /// <param name="numPaddingElements">Elements after the last block: 0, with gradients of 0, they stay 0 and reach no checkpoint.</param>
+    public Parameter(string name, Tensor data, IReadOnlyList<TensorBlock> blocks, ParameterTraits traits, long numPaddingElements = 0)
     {
         (Name, this.data, Blocks, Traits) = (name, data.DetachFromDisposeScope(), blocks, traits);
-        if (blocks.Sum(block => block.NumElements) != data.numel())
-            throw new InvalidOperationException($"The blocks of {name} hold {blocks.Sum(b => b.NumElements)} elements, the tensor {data.numel()}.");
+        if (blocks.Sum(block => block.NumElements) + numPaddingElements != data.numel())
+            throw new InvalidOperationException(
+                $"The blocks of {name} hold {blocks.Sum(block => block.NumElements)} elements and {numPaddingElements} pad, the tensor has {data.numel()}.");
     }
 
     /// <summary>Replaces the data by <paramref name="view"/> (same shape and dtype, for example a view of a flat buffer), copying the values.</summary>

@@ -8,19 +8,22 @@ namespace Megatron.Compute.TensorParallel;
 /// logits of a chunk into their gradient in place and that at once into the chunk's share of the hidden gradient and of the weight gradient:
 /// the loss factor is known beforehand (DESIGN D8), so nothing is computed twice and no [T, V] tensor ever exists.
 /// </summary>
-/// <remarks>Shape letters: T tokens, t tokens outside the region, C tokens of a chunk, v = V / tp vocabulary of this rank, H hidden.</remarks>
+/// <remarks>Shape letters: T tokens, t tokens outside the region, C tokens of a chunk, v rows of the vocabulary on this rank, H hidden.</remarks>
 public sealed class OutputHead
 {
     private const int GradHidden = 0; // [T, H]
 
+    private readonly VocabularyShard shard;
     private readonly SequenceParallelRegion region;
     private readonly int chunkTokens;
 
     /// <summary>This rank's rows [v, H]; the embedding's when they are tied.</summary>
     public Parameter Weight { get; }
 
+    /// <param name="shard">Which rows they are.</param>
     /// <param name="chunkTokens">Tokens per chunk.</param>
-    public OutputHead(Parameter weight_vH, SequenceParallelRegion region, int chunkTokens) => (Weight, this.region, this.chunkTokens) = (weight_vH, region, chunkTokens);
+    public OutputHead(Parameter weight_vH, VocabularyShard shard, SequenceParallelRegion region, int chunkTokens) =>
+        (Weight, this.shard, this.region, this.chunkTokens) = (weight_vH, shard, region, chunkTokens);
 
     /// <summary>
     /// Σ weight · cross-entropy of the micro-batch, unscaled; the loss factor of the context is in the gradients only. In training this also adds
@@ -64,7 +67,7 @@ public sealed class OutputHead
         if (group.Size == 1) return logits_Tv.MoveToOuterDisposeScope();
         var gathered = empty([group.Size, .. logits_Tv.shape], logits_Tv.dtype, logits_Tv.device);
         using (group.AllGather(gathered, logits_Tv)) { }
-        return gathered.transpose(0, 1).reshape(logits_Tv.shape[0], -1).MoveToOuterDisposeScope();
+        return gathered.transpose(0, 1).reshape(logits_Tv.shape[0], -1).narrow(1, 0, shard.VocabSize).contiguous().MoveToOuterDisposeScope();
     }
 
     private (Tensor Loss, Tensor Gradient) Chunk(Tensor hidden_TH, int start, ForwardContext context, bool wantsGradient)
@@ -78,7 +81,7 @@ public sealed class OutputHead
         }
         var logits_Cv = narrow_Cv.to_type(wide);
         var loss = VocabParallelCrossEntropy.Compute(
-            logits_Cv, Rows(context.Labels, start), Rows(context.LossWeights, start), wantsGradient ? context.LossFactor : null, region.Group);
+            logits_Cv, Rows(context.Labels, start), Rows(context.LossWeights, start), wantsGradient ? context.LossFactor : null, shard, region.Group);
         return (loss, wantsGradient ? logits_Cv.to_type(hidden_TH.dtype) : logits_Cv);
     }
 

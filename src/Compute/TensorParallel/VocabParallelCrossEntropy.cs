@@ -7,7 +7,7 @@ namespace Megatron.Compute.TensorParallel;
 /// Cross-entropy over logits whose vocabulary is split over the tensor-parallel group (arXiv 1909.08053, section 3; numerics 3.1), in
 /// plain libtorch operations. The gradient replaces the logits, so that no second [T, V] tensor exists.
 /// </summary>
-/// <remarks>Shape letters: T tokens, v = V / tp logits of this rank.</remarks>
+/// <remarks>Shape letters: T tokens, v logits of this rank, those of padding rows included.</remarks>
 public static class VocabParallelCrossEntropy
 {
     /// <summary>
@@ -16,13 +16,15 @@ public static class VocabParallelCrossEntropy
     /// <param name="logits_Tv">fp32 (fp64 for an fp64 model); overwritten.</param>
     /// <param name="labels_T">int64 global ids; negative where there is no target.</param>
     /// <param name="weights_T">fp32 weight of each target, 0 where there is none.</param>
-    /// <param name="gradientFactor">With a value, the logits become the gradient of (factor × result); null leaves them undefined.</param>
+    /// <param name="gradientFactor">With a value, the logits become the gradient of (factor × result), 0 for padding; null leaves them undefined.</param>
+    /// <param name="shard">This rank's part of the vocabulary.</param>
     /// <returns>Scalar in the dtype of the logits.</returns>
-    public static Tensor Compute(Tensor logits_Tv, Tensor labels_T, Tensor weights_T, double? gradientFactor, ProcessGroup group)
+    public static Tensor Compute(
+        Tensor logits_Tv, Tensor labels_T, Tensor weights_T, double? gradientFactor, VocabularyShard shard, ProcessGroup group)
     {
         using var scope = NewDisposeScope();
-        var numLocal = logits_Tv.shape[1];
-        var (rows_T, foreign_T) = LocalVocabulary.Map(labels_T, group.Rank * numLocal, numLocal);
+        shard.MaskPadding(logits_Tv);
+        var (rows_T, foreign_T) = shard.Map(labels_T);
         var columns_T1 = rows_T.unsqueeze(1);
 
         var max_T1 = logits_Tv.amax([1], keepdim: true);

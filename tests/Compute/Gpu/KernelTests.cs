@@ -110,7 +110,7 @@ public sealed class KernelTests(ITestOutputHelper output)
         labels[0] = -100;
         var weights = labels.ge(0).to_type(ScalarType.Float32);
         var wide = Wide(logits);
-        var expected = VocabParallelCrossEntropy.Compute(wide, labels.cpu(), weights.cpu(), 0.37, parallel.TensorParallel);
+        var expected = VocabParallelCrossEntropy.Compute(wide, labels.cpu(), weights.cpu(), 0.37, new VocabularyShard((int)wide.shape[1], parallel.TensorParallel), parallel.TensorParallel);
         var loss = CrossEntropyKernel.Compute(logits, labels, weights, 0.37);
         Compare($"loss [{rows}, {vocabulary}]", loss, expected, tolerance);
         Compare("gradient", logits, wide, tolerance);

@@ -23,12 +23,23 @@ public sealed class TensorParallelTests
     [InlineData(2, false, true, 0.3)]
     [InlineData(4, true, false, 0.0)]
     [InlineData(4, false, true, 0.0)]
-    public void GptModel_SplitOverRanks_EqualsOneRank(int tp, bool sequenceParallel, bool tied, double dropout)
+    public void GptModel_SplitOverRanks_EqualsOneRank(int tp, bool sequenceParallel, bool tied, double dropout) =>
+        Compare(Config with { TieWordEmbeddings = tied, AttentionDropout = dropout, HiddenDropout = dropout }, tp, sequenceParallel);
+
+    // 51 = 3 · 17: padding on the last rank; 19 on four ranks: the last one has padding alone.
+    [Theory]
+    [InlineData(2, false, true, 51)]
+    [InlineData(2, true, false, 51)]
+    [InlineData(4, true, true, 51)]
+    [InlineData(4, false, false, 19)]
+    [InlineData(4, true, true, 19)]
+    public void GptModel_VocabularyThatTensorParallelismDoesNotDivide_EqualsOneRank(int tp, bool sequenceParallel, bool tied, int vocabSize) =>
+        Compare(Config with { TieWordEmbeddings = tied, VocabSize = vocabSize }, tp, sequenceParallel);
+
+    private static ModelConfig Config { get; } = TestModels.Config with { NumAttentionHeads = 8, NumQueryGroups = 4, AddQkvBias = true, QkLayerNorm = true };
+
+    private static void Compare(ModelConfig config, int tp, bool sequenceParallel)
     {
-        var config = TestModels.Config with
-        {
-            NumAttentionHeads = 8, NumQueryGroups = 4, AddQkvBias = true, QkLayerNorm = true, TieWordEmbeddings = tied, AttentionDropout = dropout, HiddenDropout = dropout,
-        };
         var batch = TestBatches.Random(new Random(3), config.VocabSize, [8, 8, 5], numPaddingTokens: 3);
         var expected = Run(config, batch, ParallelState.SingleRank());
 
@@ -88,6 +99,9 @@ public sealed class TensorParallelTests
         {
             // What the optimizer does with gradients that cover this rank's tokens or heads only.
             if (parameter.Traits.IsSequenceParallel) parallel.TensorParallel.AllReduce(parameter.MainGrad, ReduceOp.Sum).Wait();
+            var numInFiles = parameter.Blocks.Sum(block => block.NumElements);
+            foreach (var tensor in (Tensor[])[parameter.Data, parameter.MainGrad])
+                Assert.False(tensor.view(-1).narrow(0, numInFiles, parameter.NumElements - numInFiles).ne(0).any().item<bool>());
             foreach (var block in parameter.Blocks)
             {
                 var values = parameter.MainGrad.view(-1).narrow(0, block.FlatOffset, block.NumElements).data<float>().ToArray();
