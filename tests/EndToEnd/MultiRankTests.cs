@@ -6,7 +6,8 @@ using static TorchSharp.torch;
 namespace Megatron.EndToEnd.Tests;
 
 /// <summary>Training on several ranks from the command line: the ranks are threads of this process.</summary>
-public sealed class MultiRankTests(MultiRankTests.OneRank reference) : IClassFixture<MultiRankTests.OneRank>
+public sealed class MultiRankTests(MultiRankTests.OneRank reference, MultiRankTests.OneRankWithExperts experts)
+    : IClassFixture<MultiRankTests.OneRank>, IClassFixture<MultiRankTests.OneRankWithExperts>
 {
     [Fact]
     public async Task Sft_Tensor2Pipeline2_ExportsTheModelOfOneRank()
@@ -25,8 +26,33 @@ public sealed class MultiRankTests(MultiRankTests.OneRank reference) : IClassFix
         AssertClose(reference.Exported, await reference.ExportAsync("rest"), 1e-3);
     }
 
+    [Fact]
+    public async Task Sft_ExpertsOverTensorAndExpertRanks_ExportsTheModelOfOneRank()
+    {
+        await experts.TrainAsync(
+            "four", ranks: 4, "--tensor_model_parallel_size", "2", "--sequence_parallel", "true", "--expert_model_parallel_size", "2");
+        AssertClose(experts.Exported, await experts.ExportAsync("four"), 1e-3);
+        Assert.Contains(Differences(experts.Model, experts.Exported), pair => pair.Name.Contains(".experts.7.", StringComparison.Ordinal) && pair.Difference > 1e-2);
+    }
+
+    [Fact]
+    public async Task Sft_ExpertsResumedInAnotherLayout_EndsAsOneRankDoes()
+    {
+        await experts.TrainAsync(
+            "half", ranks: 4, "--train_iters", "2", "--lr_decay_iters", "4", "--expert_model_parallel_size", "2", "--tensor_model_parallel_size", "2");
+        await experts.TrainAsync(
+            "rest", ranks: 4, "--expert_model_parallel_size", "2", "--pipeline_model_parallel_size", "2", "--load", experts.RunFolder("half"));
+        AssertClose(experts.Exported, await experts.ExportAsync("rest"), 1e-3);
+    }
+
+    /// <summary>The same for a model with experts and a vocabulary that is a prime.</summary>
+    public sealed class OneRankWithExperts : OneRank
+    {
+        protected override void CreateModel() => TinyModelFolder.CreateWithExperts(Model, layers: 2, hidden: 32);
+    }
+
     /// <summary>A model, data, and the run of one rank that the others are compared with.</summary>
-    public sealed class OneRank : IAsyncLifetime
+    public class OneRank : IAsyncLifetime
     {
         private readonly TemporaryFolder folder = new();
 
@@ -39,7 +65,7 @@ public sealed class MultiRankTests(MultiRankTests.OneRank reference) : IClassFix
 
         public async ValueTask InitializeAsync()
         {
-            TinyModelFolder.Create(Model, layers: 4, hidden: 32);
+            CreateModel();
             TinyModelFolder.WriteRows(folder.Combine("rows.jsonl"), 40);
             await TrainAsync("one", ranks: 1);
             Exported = await ExportAsync("one");
@@ -47,9 +73,12 @@ public sealed class MultiRankTests(MultiRankTests.OneRank reference) : IClassFix
 
         public ValueTask DisposeAsync()
         {
+            GC.SuppressFinalize(this);
             folder.Dispose();
             return ValueTask.CompletedTask;
         }
+
+        protected virtual void CreateModel() => TinyModelFolder.Create(Model, layers: 4, hidden: 32);
 
         /// <summary>Four iterations, unless the options say otherwise.</summary>
         public async Task TrainAsync(string run, int ranks, params string[] options)

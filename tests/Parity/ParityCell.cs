@@ -54,6 +54,28 @@ public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
             TensorModelParallelSize = 2, SequenceParallel = true, PipelineModelParallelSize = 2,
             RecomputeGranularity = "full", RecomputeMethod = "uniform", RecomputeNumLayers = 1,
         }),
+        new("ep2", 2, Plain with { ExpertModelParallelSize = 2 }),
+        new("ep4", 4, Plain with { ExpertModelParallelSize = 4 }),
+        new("ep2 x dp4, distributed optimizer", 4, Plain with { ExpertModelParallelSize = 2, UseDistributedOptimizer = true }),
+        new("tp2 x ep2 x dp2", 4, Plain with { TensorModelParallelSize = 2, ExpertModelParallelSize = 2 }),
+        new("tp2+sp x ep2 x dp2, distributed optimizer", 4,
+            Plain with { TensorModelParallelSize = 2, SequenceParallel = true, ExpertModelParallelSize = 2, UseDistributedOptimizer = true }),
+        new("tp2+sp x etp1 x ep4", 4, Plain with { TensorModelParallelSize = 2, SequenceParallel = true, ExpertModelParallelSize = 4, ExpertTensorParallelSize = 1 }),
+        new("tp2 x etp1 x ep2", 2, Plain with { TensorModelParallelSize = 2, ExpertModelParallelSize = 2, ExpertTensorParallelSize = 1 }),
+        new("cp2 x ep2", 2, Plain with { ContextParallelSize = 2, ExpertModelParallelSize = 2 }),
+        new("tp2+sp x cp2 x ep2", 4, Plain with { TensorModelParallelSize = 2, SequenceParallel = true, ContextParallelSize = 2, ExpertModelParallelSize = 2 }),
+        new("ep2 x pp2 x dp2", 4, Plain with { ExpertModelParallelSize = 2, PipelineModelParallelSize = 2 }),
+        new("ep2 x pp2 zero bubble x dp4, distributed optimizer", 8,
+            Plain with { ExpertModelParallelSize = 2, PipelineModelParallelSize = 2, PipelineSchedule = "zero_bubble", UseDistributedOptimizer = true }),
+        new("tp2+sp x ep2 x pp2 x dp2, recompute of experts", 8, Plain with
+        {
+            TensorModelParallelSize = 2, SequenceParallel = true, ExpertModelParallelSize = 2, PipelineModelParallelSize = 2, UseDistributedOptimizer = true,
+            RecomputeGranularity = "selective", RecomputeModules = ["moe_act", "layernorm"],
+        }),
+        new("tp2+sp x ep2, recompute of whole expert layers", 4, Plain with
+        {
+            TensorModelParallelSize = 2, SequenceParallel = true, ExpertModelParallelSize = 2, RecomputeGranularity = "selective", RecomputeModules = ["moe"],
+        }),
     ];
 
     /// <summary>The cells that are run on packed rows too: one of each kind, and all with context parallelism, which splits each sample.</summary>
@@ -78,8 +100,7 @@ public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
         if (MicroBatchSizeFor(accumulation) < 1) return "less than one sample in a micro-batch";
         if (Config.VirtualPipelineModelParallelSize > 1 && accumulation % Config.PipelineModelParallelSize != 0) return "interleaving takes micro-batches in groups of the stages";
         var isSparse = model.EndsWith("moe", StringComparison.Ordinal);
-        if (isSparse && Config.TensorModelParallelSize > 1) return "experts are not split over TP";
-        if (isSparse && Config.ContextParallelSize > 1) return "experts under CP";
+        if (Config.ExpertModelParallelSize > 1 && !isSparse) return "no experts";
         var groups = model is "qwen3-dense" or "qwen2-moe" ? 4 : 2;
         var splits = Config.TensorModelParallelSize * (Config.CpCommType == "a2a" ? Config.ContextParallelSize : 1);
         return splits > groups ? $"{groups} query groups" : null;

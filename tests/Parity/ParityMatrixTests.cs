@@ -31,6 +31,13 @@ public sealed class ParityMatrixTests(ITestOutputHelper output)
         { "dp4, distributed optimizer", "llama3.1-dense", 1, false },
         { "pp2 x dp2, distributed optimizer", "qwen3-moe", 4, true },
         { "tp2+sp x pp2 x dp2, distributed optimizer", "qwen2.5-dense", 4, true },
+        { "tp2", "qwen2-moe", 4, true },
+        { "tp4+sp", "qwen2-moe", 1, false },
+        { "ep4", "qwen3-moe", 1, true },
+        { "tp2+sp x ep2 x dp2, distributed optimizer", "qwen2-moe", 4, true },
+        { "ep2 x pp2 x dp2", "qwen3-moe", 4, false },
+        { "tp2 x etp1 x ep2", "qwen2-moe", 1, true },
+        { "tp2+sp x cp2 x ep2", "qwen3-moe", 4, true },
     };
 
     [Theory, MemberData(nameof(FixedSubset))]

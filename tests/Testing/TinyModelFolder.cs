@@ -21,17 +21,23 @@ public static class TinyModelFolder
     /// <param name="layers">Transformer layers.</param>
     /// <param name="hidden">Hidden size, a multiple of 32.</param>
     /// <param name="withWeights">False leaves the weights out: config and tokenizer only.</param>
-    public static void Create(string folder, int layers = 2, int hidden = 64, bool withWeights = true)
+    public static void Create(string folder, int layers = 2, int hidden = 64, bool withWeights = true) => Create(folder, Config(layers, hidden), withWeights);
+
+    /// <summary>Writes a folder whose layers have 8 experts, 3 for a token, and whose vocabulary is a prime: no tensor-parallel size divides it.</summary>
+    public static void CreateWithExperts(string folder, int layers, int hidden)
     {
-        Directory.CreateDirectory(folder);
-        var config = JsonSerializer.SerializeToUtf8Bytes(Config(layers, hidden));
-        if (withWeights) HfFolderWriter.WriteWeights(folder, RandomWeights(config), long.MaxValue);
-        HfFolderWriter.WriteSideFiles(folder, new HfSideFiles
-        {
-            Config = config,
-            GenerationConfig = """{"do_sample": false}"""u8.ToArray(),
-            TokenizerFolder = Repository.Asset("tokenizers", "tiny"),
-        });
+        var config = Config(layers, hidden);
+        config["architectures"] = new JsonArray("Qwen3MoeForCausalLM");
+        config["model_type"] = "qwen3_moe";
+        config["num_experts"] = 8;
+        config["num_experts_per_tok"] = 3;
+        config["moe_intermediate_size"] = hidden / 2;
+        config["norm_topk_prob"] = true;
+        config["decoder_sparse_step"] = 1;
+        config["mlp_only_layers"] = new JsonArray();
+        config["router_aux_loss_coef"] = 0.01;
+        config["vocab_size"] = 4099;
+        Create(folder, config, withWeights: true);
     }
 
     /// <summary>Writes messages rows: small sums, asked and answered.</summary>
@@ -46,6 +52,19 @@ public static class TinyModelFolder
                 messages = new[] { new { role = "user", content = $"What is {a} plus {b}?" }, new { role = "assistant", content = $"{a} plus {b} is {a + b}." } },
             }));
         }
+    }
+
+    private static void Create(string folder, JsonObject architecture, bool withWeights)
+    {
+        Directory.CreateDirectory(folder);
+        var config = JsonSerializer.SerializeToUtf8Bytes(architecture);
+        if (withWeights) HfFolderWriter.WriteWeights(folder, RandomWeights(config), long.MaxValue);
+        HfFolderWriter.WriteSideFiles(folder, new HfSideFiles
+        {
+            Config = config,
+            GenerationConfig = """{"do_sample": false}"""u8.ToArray(),
+            TokenizerFolder = Repository.Asset("tokenizers", "tiny"),
+        });
     }
 
     private static JsonObject Config(int layers, int hidden) => new()

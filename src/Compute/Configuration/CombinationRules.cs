@@ -169,6 +169,11 @@ internal static class CombinationRules
             Add(errors, "--resume = true and --finetune = true exclude each other; give one of them.");
         if (config.OptimizerCpuOffload && config.Optimizer == "sgd")
             Add(errors, "--optimizer_cpu_offload = true does not go with --optimizer = sgd; use adam.");
+        var ownExpertGrid = config.ExpertModelParallelSize > 1 ? Text($"--expert_model_parallel_size = {config.ExpertModelParallelSize}")
+            : config.ExpertTensorParallelSize is { } expertTensor && expertTensor != config.TensorModelParallelSize ? Text($"--expert_tensor_parallel_size = {expertTensor}") : null;
+        if (config.LogicalDataShards is { } shards && ownExpertGrid is not null)
+            Add(errors,
+                Text($"--logical_data_shards = {shards} does not go with {ownExpertGrid}, which brings the tokens of several shards to one expert at once; leave one of them out."));
         if (config.MoeExpertCapacityFactor is not null && config.MoeTokenDispatcherType == "allgather")
             Add(errors, "--moe_expert_capacity_factor does not go with --moe_token_dispatcher_type = allgather; use alltoall.");
         if (config is { GroupQueryAttention: false, NumQueryGroups: { } groups, NumAttentionHeads: { } heads } && groups < heads)

@@ -51,7 +51,6 @@ internal static class LayoutRules
             new("num_attention_heads", model?.NumAttentionHeads ?? config.NumAttentionHeads),
             new("num_query_groups", model?.NumQueryGroups ?? config.NumQueryGroups),
             new("ffn_hidden_size", model?.FfnHiddenSize ?? config.FfnHiddenSize),
-            new("padded_vocab_size", model?.VocabSize ?? config.PaddedVocabSize),
             new("moe_shared_expert_intermediate_size", model?.Moe?.SharedExpertFfnHiddenSize ?? config.MoeSharedExpertIntermediateSize),
         ];
         CheckDivides(new("tensor_model_parallel_size", config.TensorModelParallelSize), sizes, errors);
@@ -130,6 +129,8 @@ internal static class LayoutRules
 
     private static void CheckExperts(TrainingConfig config, ModelConfig? model, int worldSize, List<ConfigError> errors)
     {
+        if (config.MoeSharedExpertOverlap && model is not null && model.Moe?.SharedExpertFfnHiddenSize is null)
+            Add(errors, "--moe_shared_expert_overlap = true needs a model with a shared expert and this one has none; leave it out.");
         var ranks = config.ExpertModelParallelSize;
         var experts = model?.Moe?.NumExperts ?? config.NumExperts;
         if (experts is null)

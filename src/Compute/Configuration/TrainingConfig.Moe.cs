@@ -53,7 +53,7 @@ public sealed partial record TrainingConfig
     [Option("moe_permute_fusion", "Fuse the sorting of tokens by expert.", Moe, Effect = OptionEffect.SpeedOnly)]
     public bool MoePermuteFusion { get; init; }
 
-    [Option("moe_shared_expert_overlap", "Run the shared expert while tokens travel.", Moe, Effect = OptionEffect.SpeedOnly)]
+    [Option("moe_shared_expert_overlap", "Run the shared expert while tokens travel.", Moe)]
     public bool MoeSharedExpertOverlap { get; init; }
 
     [Option("moe_layer_recompute", "Recompute the expert layer; the newer way is recompute_modules moe.", Moe)]

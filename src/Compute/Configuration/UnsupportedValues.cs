@@ -76,8 +76,6 @@ public static class UnsupportedValues
         // Mixture of experts
         new("moe_router_load_balancing_type", ["aux_loss", "seq_aux_loss", "none"]),
         new("moe_expert_capacity_factor", [""]),
-        new("expert_model_parallel_size", ["1"]),
-        new("expert_tensor_parallel_size", ["", "1"]),
         new("moe_token_dispatcher_type", ["alltoall"]),
 
         // Run form, place
@@ -125,10 +123,6 @@ public static class UnsupportedValues
             Refuse($"--recompute_modules = {module}", $"choose among {OptionValue.Alternatives(RecomputeModules)}")));
         if (model?.Moe is { } moe && !model.Architecture.Contains("Moe", StringComparison.Ordinal))
             errors.Add(Refuse($"--num_experts = {moe.NumExperts} with {model.Architecture}", "leave it out or choose a model with experts"));
-        if (model?.Moe is not null && config.TensorModelParallelSize > 1)
-            errors.Add(Refuse($"--tensor_model_parallel_size = {config.TensorModelParallelSize} for a model with experts", "use 1"));
-        if (model?.Moe is not null && config.ContextParallelSize > 1)
-            errors.Add(Refuse($"--context_parallel_size = {config.ContextParallelSize} for a model with experts", "use 1"));
         return errors;
     }
 

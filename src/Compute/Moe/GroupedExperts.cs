@@ -6,9 +6,10 @@ namespace Megatron.Compute.Moe;
 /// <summary>
 /// The routed experts of a layer, each a gated MLP: row r of expert e gives w_r · down_e(silu(gate_e(x_r)) · up_e(x_r)). The weight enters
 /// before the down projection, which is linear, so the experts' outputs need not be kept for the router's gradient. All experts are two stacked
-/// parameters; the products run one expert at a time on contiguous rows.
+/// parameters; the products run one expert at a time on contiguous rows. Where an expert's features are split over ranks, outputs and gradients of
+/// rows and weights are this rank's terms of sums.
 /// </summary>
-/// <remarks>Shape letters: R rows, H hidden, F features of an expert, E experts of this rank.</remarks>
+/// <remarks>Shape letters: R rows, H hidden, F features of an expert on this rank, E experts of this rank.</remarks>
 public sealed class GroupedExperts
 {
     private const int Input = 0, Weights = 1, RowsPerExpert = 2, GateUp = 3, Activation = 4, GradGateUp = 5, GradOutput = 6; // slots
@@ -23,22 +24,22 @@ public sealed class GroupedExperts
 
     /// <param name="weights">Makes the parameters.</param>
     /// <param name="prefix">Hugging Face prefix such as <c>model.layers.0.mlp.experts</c>.</param>
-    /// <param name="numExperts">E.</param>
+    /// <param name="slice">This rank's part of the layer's experts.</param>
     /// <param name="hiddenSize">H.</param>
-    /// <param name="ffnHiddenSize">F.</param>
     /// <param name="recomputeActivation">Keep the projections only and compute the activation again in the backward ("moe_act").</param>
-    public GroupedExperts(ParameterFactory weights, string prefix, int numExperts, int hiddenSize, int ffnHiddenSize, bool recomputeActivation)
+    public GroupedExperts(ParameterFactory weights, string prefix, ExpertSlice slice, int hiddenSize, bool recomputeActivation)
     {
-        (this.ffnHiddenSize, this.recomputeActivation) = (ffnHiddenSize, recomputeActivation);
+        (ffnHiddenSize, this.recomputeActivation) = (slice.NumFeatures, recomputeActivation);
+        var (numExperts, whole, size) = (slice.NumExperts, slice.FfnHiddenSize, (long)ffnHiddenSize * hiddenSize);
         var (gateUp, down) = (new List<TensorBlock>(), new List<TensorBlock>());
-        var size = (long)ffnHiddenSize * hiddenSize;
-        for (var expert = 0; expert < numExperts; expert++)
+        for (var i = 0; i < numExperts; i++)
         {
-            gateUp.Add(TensorBlock.Whole($"{prefix}.{expert}.gate_proj.weight", ffnHiddenSize, hiddenSize) with { FlatOffset = 2 * expert * size });
-            gateUp.Add(TensorBlock.Whole($"{prefix}.{expert}.up_proj.weight", ffnHiddenSize, hiddenSize) with { FlatOffset = (2 * expert + 1) * size });
-            down.Add(TensorBlock.Whole($"{prefix}.{expert}.down_proj.weight", hiddenSize, ffnHiddenSize) with { FlatOffset = expert * size });
+            var name = $"{prefix}.{slice.FirstExpert + i}";
+            foreach (var (part, place) in (ReadOnlySpan<(string, long)>)[("gate_proj", 2 * i), ("up_proj", 2 * i + 1)])
+                gateUp.Add(new($"{name}.{part}.weight", [whole, hiddenSize], [slice.FirstFeature, 0], [ffnHiddenSize, hiddenSize], place * size));
+            down.Add(new($"{name}.down_proj.weight", [hiddenSize, whole], [0, slice.FirstFeature], [hiddenSize, ffnHiddenSize], i * size));
         }
-        var traits = new ParameterTraits { Decays = true, IsExpert = true };
+        var traits = new ParameterTraits { Decays = true, IsExpert = true, IsTensorSharded = true };
         gateUp_E2FH = weights.Create($"{prefix}.gate_up_proj.weight", [numExperts, 2 * ffnHiddenSize, hiddenSize], gateUp, traits);
         down_EHF = weights.Create($"{prefix}.down_proj.weight", [numExperts, hiddenSize, ffnHiddenSize], down, traits);
         Parameters = [gateUp_E2FH, down_EHF];
@@ -122,3 +123,11 @@ public sealed class GroupedExperts
 
     private static Tensor NewRows(Tensor like_RH, int width) => empty([like_RH.shape[0], width], like_RH.dtype, like_RH.device);
 }
+
+/// <summary>The part of a layer's experts that a rank holds: some experts, and of each some features.</summary>
+/// <param name="FirstExpert">Global number of the first expert.</param>
+/// <param name="NumExperts">How many follow one another.</param>
+/// <param name="FirstFeature">First feature of each.</param>
+/// <param name="NumFeatures">How many follow one another.</param>
+/// <param name="FfnHiddenSize">Features of a whole expert.</param>
+public readonly record struct ExpertSlice(int FirstExpert, int NumExperts, int FirstFeature, int NumFeatures, int FfnHiddenSize);

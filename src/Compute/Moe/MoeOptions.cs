@@ -29,6 +29,9 @@ public sealed record MoeOptions
     /// <summary>Number format of the product that gives the logits; null for that of the model.</summary>
     public required ScalarType? RouterDtype { get; init; }
 
+    /// <summary>The shared expert runs while tokens travel to the routed ones.</summary>
+    public bool OverlapSharedExpert { get; init; }
+
     /// <summary>fp32 router, no auxiliary loss.</summary>
     public static MoeOptions Plain { get; } = new() { LoadBalancing = LoadBalancing.None, AuxLossCoeff = 0, ZLossCoeff = 0, RouterDtype = ScalarType.Float32 };
 

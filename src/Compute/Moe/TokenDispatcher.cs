@@ -4,50 +4,77 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.Moe;
 
 /// <summary>Tokens as their experts get them.</summary>
-/// <param name="Rows_RH">[R, H] one row for each assignment, sorted by expert.</param>
+/// <param name="Rows_RH">[R, H] one row for each assignment to an expert of this rank, sorted by expert.</param>
 /// <param name="Weights_R">[R] router weight of each row.</param>
 /// <param name="RowsPerExpert">Rows of each expert of this rank; sums to R.</param>
 public readonly record struct DispatchedTokens(Tensor Rows_RH, Tensor Weights_R, long[] RowsPerExpert);
 
-/// <summary>
-/// Brings tokens to their experts and the results back: sort by expert, run, sum by token. All experts are on this rank; with expert
-/// parallelism rows and weights cross to the experts' ranks at the end of <see cref="Dispatch"/> and return at the start of
-/// <see cref="Combine"/>.
-/// </summary>
-/// <remarks>Shape letters: T tokens, k experts of a token, R = T·k rows, H hidden. The experts multiply by the weights, so the way back is a plain sum.</remarks>
-public sealed class TokenDispatcher(int numExperts)
-{
-    private const int PlaceOfRow = 0, RowOfPlace = 1; // slots
+/// <summary>Tokens on their way to their experts.</summary>
+public readonly record struct StartedDispatch(RowTransfer Rows, RowTransfer Weights, ExchangePlan Plan);
 
-    /// <summary>Sorts the tokens by expert.</summary>
-    public DispatchedTokens Dispatch(Tensor x_TH, Routing routing, Saved saved)
+/// <summary>
+/// Brings tokens to their experts and the results back: sort by expert, exchange between ranks, run, exchange back, sum by token ("alltoall"
+/// of <c>--moe_token_dispatcher_type</c>).
+/// </summary>
+/// <remarks>
+/// Communicates over the groups of <paramref name="exchange"/>: once the plan; rows of H and weights out and rows of H back in the forward; the
+/// same with the gradients in the backward. Shape letters: T tokens, k experts of a token, R rows, H hidden. The experts multiply by the weights,
+/// so the way back is a plain sum.
+/// </remarks>
+public sealed class TokenDispatcher(ExpertExchange exchange)
+{
+    private const int PlaceOfRow = 0, RowOfPlace = 1, Plan = 2; // slots
+
+    /// <summary>Sorts the tokens by expert and starts to bring them to their experts' ranks: they travel while the caller does something else.</summary>
+    public StartedDispatch StartDispatch(Tensor x_TH, Routing routing, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var (placeOfRow_R, rowOfPlace_Tk, rowsPerExpert_E) = TokenPermutation.Plan(routing.Experts_Tk, numExperts);
+        var (placeOfRow_R, rowOfPlace_Tk, rowsPerExpert_E) = TokenPermutation.Plan(routing.Experts_Tk, exchange.NumExperts);
+        var counts = exchange.Plan(rowsPerExpert_E);
+        var plan = exchange.Read(counts);
         saved.Keep(PlaceOfRow, placeOfRow_R);
         saved.Keep(RowOfPlace, rowOfPlace_Tk);
-        var rows_RH = TokenPermutation.Copy(x_TH, placeOfRow_R, rowOfPlace_Tk.shape[1]);
-        var weights_R = routing.Weights_Tk.reshape(-1).index_select(0, placeOfRow_R);
-        return new DispatchedTokens(rows_RH.MoveToOuterDisposeScope(), weights_R.MoveToOuterDisposeScope(), rowsPerExpert_E.cpu().data<long>().ToArray());
+        saved.Keep(Plan, counts);
+        var rows = exchange.StartSend(TokenPermutation.Copy(x_TH, placeOfRow_R, rowOfPlace_Tk.shape[1]), plan);
+        var weights = exchange.StartSend(routing.Weights_Tk.reshape(-1).index_select(0, placeOfRow_R), plan);
+        rows.Rows.MoveToOuterDisposeScope();
+        weights.Rows.MoveToOuterDisposeScope();
+        return new StartedDispatch(rows, weights, plan);
     }
+
+    /// <summary>The tokens of this rank's experts from all ranks; waits for them.</summary>
+    public DispatchedTokens FinishDispatch(StartedDispatch started) => new(
+        exchange.FinishSend(started.Rows, started.Plan), exchange.FinishSend(started.Weights, started.Plan), started.Plan.RowsPerExpert);
 
     /// <summary>Sums the experts' results of each token.</summary>
     /// <returns>[T, H].</returns>
-    public Tensor Combine(Tensor rows_RH, Saved saved) => TokenPermutation.Sum(rows_RH, saved.Peek(RowOfPlace));
+    public Tensor Combine(Tensor rows_RH, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var returned_RH = exchange.Return(rows_RH, exchange.Read(saved.Peek(Plan)));
+        return TokenPermutation.Sum(returned_RH, saved.Peek(RowOfPlace)).MoveToOuterDisposeScope();
+    }
 
-    /// <summary>Gradient of <see cref="Combine"/>.</summary>
-    /// <returns>[R, H].</returns>
-    public Tensor CombineBackward(Tensor gradOutput_TH, Saved saved) =>
-        TokenPermutation.Copy(gradOutput_TH, saved.Peek(PlaceOfRow), saved.Peek(RowOfPlace).shape[1]);
+    /// <summary>Starts the gradient of <see cref="Combine"/>.</summary>
+    /// <param name="gradOutput_TH">[T, H].</param>
+    public RowTransfer StartCombineBackward(Tensor gradOutput_TH, Saved saved)
+    {
+        using var gradRows_RH = TokenPermutation.Copy(gradOutput_TH, saved.Peek(PlaceOfRow), saved.Peek(RowOfPlace).shape[1]);
+        return exchange.StartSend(gradRows_RH, exchange.Read(saved.Peek(Plan)));
+    }
 
-    /// <summary>Gradient of <see cref="Dispatch"/>; frees what is kept.</summary>
+    /// <summary>The gradient of <see cref="Combine"/>, [R, H]; waits for it.</summary>
+    public Tensor FinishCombineBackward(RowTransfer started, Saved saved) => exchange.FinishSend(started, exchange.Read(saved.Peek(Plan)));
+
+    /// <summary>Gradient of the dispatch; frees what is kept.</summary>
     /// <returns>[T, H], and [T, k] for the router.</returns>
     public (Tensor GradX_TH, Tensor GradWeights_Tk) DispatchBackward(Tensor gradRows_RH, Tensor gradWeights_R, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var rowOfPlace_Tk = saved.Take(RowOfPlace);
+        var (rowOfPlace_Tk, plan) = (saved.Take(RowOfPlace), exchange.Read(saved.Take(Plan)));
         saved.Release(PlaceOfRow);
-        var gradWeights_Tk = gradWeights_R.index_select(0, rowOfPlace_Tk.view(-1)).view(rowOfPlace_Tk.shape);
-        return (TokenPermutation.Sum(gradRows_RH, rowOfPlace_Tk).MoveToOuterDisposeScope(), gradWeights_Tk.MoveToOuterDisposeScope());
+        var gradX_TH = TokenPermutation.Sum(exchange.Return(gradRows_RH, plan), rowOfPlace_Tk);
+        var gradWeights_Tk = exchange.Return(gradWeights_R, plan).index_select(0, rowOfPlace_Tk.view(-1)).view(rowOfPlace_Tk.shape);
+        return (gradX_TH.MoveToOuterDisposeScope(), gradWeights_Tk.MoveToOuterDisposeScope());
     }
 }

@@ -74,9 +74,6 @@ public sealed class ForwardContext : IDisposable
     /// <summary>Keys and values of earlier tokens in generation; null in training and evaluation.</summary>
     public IAttentionCache? AttentionCache { get; init; }
 
-    /// <summary>The tokens that are not padding; made when first asked for.</summary>
-    public RealTokens RealTokens => realTokens ??= new RealTokens(Batch, TokenIds.device);
-
     public ForwardContext(MicroBatch batch, Device device, long step, bool isTraining, double lossFactor, double auxiliaryLossFactor)
     {
         (Batch, WholeRow, Step, IsTraining, LossFactor, AuxiliaryLossFactor) = (batch, batch, step, isTraining, lossFactor, auxiliaryLossFactor);
@@ -87,6 +84,17 @@ public sealed class ForwardContext : IDisposable
         CuSeqLens = Keep(tensor(batch.CuSeqLens, int32, device));
         GlobalTokenIndex = Keep(tensor(batch.GlobalTokenIndex, int64, device));
         EqualLength = FindEqualLength(batch);
+    }
+
+    /// <summary>
+    /// The tokens of <paramref name="share"/> that are not padding; made when first asked for, and kept: a rank has one share of each row.
+    /// </summary>
+    /// <param name="numTokens">Tokens of this rank's activations.</param>
+    public RealTokens RealTokensOf(TokenShare share, long numTokens)
+    {
+        if (realTokens?.Share == share) return realTokens;
+        realTokens?.Dispose();
+        return realTokens = new RealTokens(Batch, share, numTokens, TokenIds.device);
     }
 
     /// <inheritdoc/>

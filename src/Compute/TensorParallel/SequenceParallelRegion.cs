@@ -1,4 +1,5 @@
 using Megatron.Compute.Distributed;
+using Megatron.Compute.Ops;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.TensorParallel;
@@ -22,6 +23,27 @@ public sealed class SequenceParallelRegion(ProcessGroup group, bool sequencePara
     /// <summary>Index in the micro-batch of this rank's first token outside the region.</summary>
     /// <param name="localTokens">Tokens this rank holds.</param>
     public int FirstToken(long localTokens) => IsActive ? (int)(group.Rank * localTokens) : 0;
+
+    /// <summary>
+    /// The tokens this rank works on where work is shared out by tokens (routing): those it holds under sequence parallelism, else a stretch of
+    /// the whole row that every rank holds, so that no rank repeats another's.
+    /// </summary>
+    /// <param name="localTokens">Tokens this rank holds.</param>
+    public TokenShare ShareOf(long localTokens)
+    {
+        if (IsActive) return new TokenShare(FirstToken(localTokens), FirstToken(localTokens) + (int)localTokens, FirstToken(localTokens));
+        return new TokenShare((int)(localTokens * group.Rank / group.Size), (int)(localTokens * (group.Rank + 1) / group.Size), 0);
+    }
+
+    /// <summary>
+    /// Puts the shares of all ranks together after each worked on its own: [t, H] with zeros outside this rank's share. A sum over the group when
+    /// every rank holds the whole row, in place; else nothing to do.
+    /// </summary>
+    public void JoinShares(Tensor x_tH)
+    {
+        if (IsActive || group.Size == 1) return;
+        using var allReduce = group.AllReduce(x_tH, ReduceOp.Sum);
+    }
 
     /// <summary>Forward entry, and backward exit of the gradient: [t, H] to [T, H] (all-gather), or an alias.</summary>
     public Tensor Gather(Tensor x_tH)

@@ -107,7 +107,7 @@ public sealed class GoldenVerifier : IDisposable
         using var scope = NewDisposeScope();
         var expected = golden.Read("logits");
         var row = WholeBatch().MicroBatches[0];
-        using var real = new RealTokens(row, device);
+        using var real = new RealTokens(row, TokenShare.Whole(row.NumTokens), row.NumTokens, device);
         var logits = real.Select(PipelineLogits.Of(model, row, parallel, device)).to_type(float32).cpu().view(expected.shape);
         Keep("logits", logits);
         Add("logits", (logits - expected).abs().max().item<float>() / expected.abs().max().item<float>(), 2e-4, "max |Δ| / max |logits|", "");

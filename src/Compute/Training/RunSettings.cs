@@ -148,6 +148,7 @@ public static class RunSettings
         },
         AuxLossCoeff = config.MoeAuxLossCoeff ?? 0,
         ZLossCoeff = config.MoeZLossCoeff ?? 0,
+        OverlapSharedExpert = config.MoeSharedExpertOverlap,
         RouterDtype = config.MoeRouterDtype switch
         {
             "fp32" => float32,

@@ -66,6 +66,7 @@ public sealed class Trainer : IDisposable
     private readonly int stageIndex;
     private readonly int numLocalShards;
     private readonly int firstShard;
+    private readonly bool countsMicroBatches;
     private readonly GradientBuffer gradients;
     private readonly LossScaler? scaler;
     private readonly Dictionary<(int NumMicroBatches, bool IsTraining), IReadOnlyList<PipelineAction>> schedules = [];
@@ -87,6 +88,7 @@ public sealed class Trainer : IDisposable
         (this.model, this.options, this.device, this.parallel, world) = (model, options, device, parallel, parallel.World);
         split = new ContextSplit(parallel.ContextParallel.Rank, parallel.ContextParallel.Size);
         ReportsLoss = model.HasHead && parallel.TensorParallel.Rank == 0;
+        countsMicroBatches = parallel.TensorParallel.Rank == 0 && parallel.ContextParallel.Rank == 0;
         // Buckets are units of communication and of moving state to the host: a replica that is alone would only launch more kernels for them.
         var isAlone = options.Optimizer.OffloadFraction == 0 && parallel.DataContextParallel.Size == 1 && parallel.ExpertDataParallel.Size == 1 && options.NumLogicalShards <= 1;
         var layout = FlatLayout.Create(model.Parameters, parallel, isAlone ? long.MaxValue : options.BucketElements);
@@ -214,7 +216,10 @@ public sealed class Trainer : IDisposable
             ZLoss = model.Options.Moe.ZLossCoeff > 0 ? MeanOverLayers(routing => routing.ZLoss, batch) : null,
         };
 
-    /// <summary>Mean over all layers with experts and all micro-batches, those of other stages and replicas too.</summary>
+    /// <summary>
+    /// Mean over all layers with experts and all micro-batches, those of other stages and replicas too. Ranks that share a micro-batch hold shares of
+    /// its losses, and one of them counts it.
+    /// </summary>
     private double? MeanOverLayers(Func<RoutingStatistics, Tensor> select, GlobalBatch batch)
     {
         var (sum, count) = (0.0, 0);
@@ -223,7 +228,7 @@ public sealed class Trainer : IDisposable
             if (chunk.Routing is not { } routing) continue;
             sum += select(routing).sum().item<double>();
             for (var layer = chunk.Stage.FirstLayer; layer < chunk.Stage.EndLayer; layer++)
-                if (chunk.Config.IsMoeLayer(layer)) count += batch.MicroBatches.Count;
+                if (countsMicroBatches && chunk.Config.IsMoeLayer(layer)) count += batch.MicroBatches.Count;
         }
         var totals = HostValues.Sum(world, device, sum, count);
         return totals[1] == 0 ? null : totals[0] / totals[1];

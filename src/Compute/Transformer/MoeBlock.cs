@@ -1,4 +1,5 @@
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Distributed;
 using Megatron.Compute.Moe;
 using Megatron.Compute.Ops;
 
@@ -10,25 +11,32 @@ public static class MoeBlock
     /// <summary>A layer with its parameters, uninitialised.</summary>
     /// <param name="prefix">Hugging Face prefix such as <c>model.layers.0.mlp</c>.</param>
     /// <param name="layerIndex">0-based global layer.</param>
-    /// <exception cref="ConfigException">The layout splits the layer.</exception>
+    /// <exception cref="ConfigException">The layout does not divide the layer.</exception>
     public static MoeLayer Create(LayerContext context, MoeConfig moe, string prefix, int layerIndex)
     {
-        if (context.TensorParallelSize > 1 || context.Parallel.ExpertParallel.Size > 1)
-            throw new ConfigException(
-                "MODEL021",
-                $"Layer {layerIndex} of {context.Config.Architecture} has experts, which cannot be split over ranks yet; use tensor_model_parallel_size = 1 and expert_model_parallel_size = 1.");
         var statistics = context.Routing ?? throw new InvalidOperationException($"Layer {layerIndex} has experts and nowhere to report its routing.");
-        var (hidden, weights) = (context.Config.HiddenSize, context.Weights);
-        var router = new Router(Gate(context, $"{prefix}.gate.weight", moe.NumExperts), moe, context.Moe, statistics, layerIndex);
+        var (parallel, region) = (context.Parallel, context.Region);
+        var gate = Gate(context, $"{prefix}.gate.weight", moe.NumExperts, isPartial: region.Group.Size > 1);
+        var router = new Router(gate, moe, context.Moe, statistics, layerIndex, [region.Group, parallel.ContextParallel]);
+        var exchange = new ExpertExchange(parallel.ExpertParallel, parallel.ExpertTensorParallel, moe.NumExperts);
         var experts = new GroupedExperts(
-            weights, $"{prefix}.experts", moe.NumExperts, hidden, moe.FfnHiddenSize, context.Recompute.Covers(RecomputeModules.MoeActivation));
+            context.Weights, $"{prefix}.experts", SliceOf(moe, parallel), context.Config.HiddenSize, context.Recompute.Covers(RecomputeModules.MoeActivation));
         var shared = moe.SharedExpertFfnHiddenSize is { } width
-            ? new SharedExpert(new Mlp(context, $"{prefix}.shared_expert", width), Gate(context, $"{prefix}.shared_expert_gate.weight", 1))
+            ? new SharedExpert(new Mlp(context, $"{prefix}.shared_expert", width), Gate(context, $"{prefix}.shared_expert_gate.weight", 1, region.IsActive))
             : null;
-        return new MoeLayer(router, new TokenDispatcher(moe.NumExperts), experts, shared);
+        return new MoeLayer(router, new TokenDispatcher(exchange), experts, shared, region, context.Moe.OverlapSharedExpert);
     }
 
-    private static Parameter Gate(LayerContext context, string name, int rows) => context.Weights.Create(
+    private static ExpertSlice SliceOf(MoeConfig moe, ParallelState parallel)
+    {
+        var (ep, etp) = (parallel.ExpertParallel, parallel.ExpertTensorParallel);
+        var numExperts = Divide.Exactly(moe.NumExperts, ep.Size, "num_experts", "expert_model_parallel_size");
+        var numFeatures = Divide.Exactly(moe.FfnHiddenSize, etp.Size, "moe_ffn_hidden_size", "expert_tensor_parallel_size");
+        return new ExpertSlice(ep.Rank * numExperts, numExperts, etp.Rank * numFeatures, numFeatures, moe.FfnHiddenSize);
+    }
+
+    /// <param name="isPartial">The gate sees a share of the tokens on each rank, so its gradient is summed over the tensor-parallel group.</param>
+    private static Parameter Gate(LayerContext context, string name, int rows, bool isPartial) => context.Weights.Create(
         name, [rows, context.Config.HiddenSize], [TensorBlock.Whole(name, rows, context.Config.HiddenSize)],
-        new ParameterTraits { Decays = true, IsSequenceParallel = context.Region.IsActive });
+        new ParameterTraits { Decays = true, IsSequenceParallel = isPartial });
 }
