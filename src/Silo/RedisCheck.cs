@@ -11,6 +11,9 @@ public static class RedisCheck
 {
     private static readonly Version oldest = new(6, 0);
 
+    /// <summary>More than a running cluster waits: on a busy machine the first answer takes its time.</summary>
+    private static readonly TimeSpan patience = TimeSpan.FromSeconds(4.5);
+
     /// <summary>Returns when the Redis answers and can be written.</summary>
     /// <exception cref="ConfigException">CTRL001 not reachable, CTRL002 login refused, CTRL003 read-only, CTRL004 too old; within 5 s.</exception>
     public static async Task RequireAsync(ClusterAddress address, CancellationToken cancellation = default)
@@ -18,6 +21,7 @@ public static class RedisCheck
         var options = address.ToRedis();
         options.AbortOnConnectFail = true;
         options.ConnectRetry = 1;
+        options.ConnectTimeout = options.AsyncTimeout = (int)patience.TotalMilliseconds;
         try
         {
             await using var redis = await ConnectionMultiplexer.ConnectAsync(options).WaitAsync(cancellation);

@@ -1,12 +1,14 @@
+using System.Text.Json;
 using Megatron.Client.Cli;
+using Megatron.Faults;
 using Megatron.Testing.Processes;
 
 namespace Megatron.EndToEnd.Tests;
 
-/// <summary>Consoles and silos as processes of their own around a real Redis.</summary>
+/// <summary>What a user does with a cluster: consoles and silos as processes of their own around a real Redis.</summary>
 public sealed class ClusterTests
 {
-    private static readonly TimeSpan patience = TimeSpan.FromSeconds(60);
+    private static readonly TimeSpan patience = TimeSpan.FromSeconds(90);
 
     public ClusterTests() => Assert.SkipUnless(RedisServer.IsInstalled, RedisServer.SkipReason);
 
@@ -21,7 +23,100 @@ public sealed class ClusterTests
         Assert.True(await console.Process.ExitAsync(patience, Cancellation) == ExitCode.Ok, console.Process.Transcript + cluster.Transcript);
         Assert.Equal(4, console.Events.Count(item => ConsoleProcess.IsStep(item, out _)));
         Assert.Equal(4, RunFiles.Losses(work.Path("out", "tiny")).Length);
-        var shown = (await CommandLine.RunAsync("jobs", "show", "tiny", "--cluster", cluster.Address)).Expect(ExitCode.Ok);
-        Assert.Contains("completed", shown.Output, StringComparison.Ordinal);
+
+        async Task<CommandResult> Jobs(params string[] words) => (await CommandLine.RunAsync(["jobs", .. words, "--cluster", cluster.Address])).Expect(ExitCode.Ok);
+        Assert.Contains("completed", (await Jobs("show", "tiny")).Output, StringComparison.Ordinal);
+        var listed = JsonSerializer.Deserialize<JsonElement>((await Jobs("list", "--output", "json")).Output);
+        Assert.Equal(("tiny", "completed", 4), (listed.GetProperty("job").GetString(), listed.GetProperty("phase").GetString(), listed.GetProperty("step").GetInt32()));
+        Assert.Equal(4, (await Jobs("logs", "tiny", "--ledger")).Output.Split('\n', StringSplitOptions.RemoveEmptyEntries).Length);
+        Assert.Contains("has ended", (await Jobs("cancel", "tiny")).Output, StringComparison.Ordinal);
+        var refused = (await CommandLine.RunAsync("jobs", "resume", "tiny", "--cluster", cluster.Address)).Expect(ExitCode.BadInput);
+        Assert.Equal("error: JOB003 Job tiny has done all its steps; submit a new job with more.", refused.Error.Trim());
+        var status = (await CommandLine.RunAsync("cluster", "status", "--cluster", cluster.Address)).Expect(ExitCode.Ok);
+        Assert.Contains("1 of 1 devices are free", status.Output, StringComparison.Ordinal);
     }
+
+    [Fact]
+    public async Task Console_Interrupted_DetachesAndAnotherOneFollowsAndStopsTheSameJob()
+    {
+        await using var cluster = await FaultCluster.StartAsync(1, 1, Cancellation);
+        await using var first = cluster.Submit("long", 1);
+        await first.WaitForStepAsync(2, patience, Cancellation);
+        first.Process.Signal(Posix.SigInt);
+        Assert.Equal(ExitCode.Ok, await first.Process.ExitAsync(patience, Cancellation));
+        Assert.Contains(first.Events, item => item.TryGetProperty("text", out var text) && text.GetString() == $"come back: megatron jobs watch long --cluster {Full(cluster)}");
+
+        // The same submission again is the same job; another one under its id is refused.
+        await using var again = cluster.Submit("long", 1);
+        await again.WaitForStepAsync(4, patience, Cancellation);
+        await using var other = cluster.Submit("long", 1, "--lr", "2e-3");
+        Assert.Equal(ExitCode.BadInput, await other.Process.ExitAsync(patience, Cancellation));
+        Assert.Contains("error: JOB001 Another job was submitted under the id 'long'; choose another id.", other.Process.Lines.Select(line => line.Text));
+
+        await using var watching = ConsoleProcess.Start(["jobs", "watch", "long", "--cluster", cluster.Processes.Address]);
+        await watching.WaitForStepAsync(5, patience, Cancellation);
+        (await CommandLine.RunAsync("jobs", "cancel", "long", "--cluster", cluster.Processes.Address)).Expect(ExitCode.Ok);
+        foreach (var console in (ConsoleProcess[])[again, watching])
+        {
+            Assert.Equal(ExitCode.Ok, await console.Process.ExitAsync(patience, Cancellation));
+            Assert.Contains(console.Events, item => ConsoleProcess.IsPhase(item, "Cancelled"));
+        }
+        Assert.Single(await JobsAsync(cluster));
+
+        // It goes on under a new name, after the step that was saved.
+        int saved = (int)cluster.Ledger("long")[^1].GetProperty("step").GetInt64();
+        await using var resumed = ConsoleProcess.Start(["jobs", "resume", "long", "--cluster", cluster.Processes.Address]);
+        var (step, _) = await resumed.WaitForStepAsync(1, patience, Cancellation);
+        Assert.Equal(saved + 1, step.GetProperty("iteration").GetInt32());
+        (await CommandLine.RunAsync("jobs", "cancel", "long.r2", "--no_save", "--cluster", cluster.Processes.Address)).Expect(ExitCode.Ok);
+        Assert.Equal(ExitCode.Ok, await resumed.Process.ExitAsync(patience, Cancellation));
+    }
+
+    [Fact]
+    public async Task BadAddressesAndIds_AreOneSentenceAndExitCode2()
+    {
+        await using var cluster = await FaultCluster.StartAsync(1, 1, Cancellation);
+        await using var locked = await RedisServer.StartAsync(Cancellation, "--requirepass", "secret");
+        await using var replica = await RedisServer.StartAsync(Cancellation, "--replicaof", "127.0.0.1", FormattableString.Invariant($"{locked.Port}"));
+        await using var silent = await RedisServer.StartAsync(Cancellation);
+        silent.Process.Signal(Posix.SigStop);
+        string known = cluster.Processes.Address;
+        foreach (var (words, start) in ((string[], string)[])
+        [
+            (["jobs", "show", "nobody", "--cluster", known], $"error: JOB002 The cluster {Full(cluster)} knows no job nobody; megatron jobs list shows those it knows."),
+            (["jobs", "cancel", "nobody", "--cluster", known], "error: JOB002 "),
+            (["jobs", "watch", "nobody", "--cluster", known], "error: JOB002 "),
+            (["jobs", "list", "--cluster", known + "?cluster=other"], "error: CTRL006 No silo of the cluster "),
+            (["jobs", "list", "--cluster", Address(locked)], "error: CTRL002 "),
+            (["cluster", "status", "--cluster", Address(replica)], "error: CTRL003 "),
+            (["silo", "--cluster", Address(silent), "--silo_devices", "0"], "error: CTRL001 "),
+            (["silo", "--cluster", known, "--silo_devices", "0", "--silo_port", FormattableString.Invariant($"{cluster.Processes.Silos[0].SiloPort}")], "error: NET001 "),
+            ([.. cluster.JobWords("a/b")], "error: CFG005 --job_id = a/b is no name;"),
+            ([.. cluster.JobWords("ok"), "--lr", "-1"], "error: CFG005 --lr = -1 "),
+        ])
+        {
+            var result = (await CommandLine.RunAsync(words)).Expect(ExitCode.BadInput);
+            Assert.StartsWith(start, Assert.Single(result.Error.Split('\n', StringSplitOptions.RemoveEmptyEntries)), StringComparison.Ordinal);
+        }
+        Assert.Empty(await JobsAsync(cluster));
+        silent.Process.Signal(Posix.SigCont);
+    }
+
+    [Fact]
+    public async Task Submissions_AThousandAtOnce_AreOneJobWithEachStepOnce()
+    {
+        var log = new StringWriter();
+        var result = await new ClusterScenarios(log, Cancellation).ManySubmissionsAsync(1);
+        Assert.True(result.IsMet, log.ToString());
+    }
+
+    private static async Task<IReadOnlyList<string>> JobsAsync(FaultCluster cluster)
+    {
+        var listed = (await CommandLine.RunAsync("jobs", "list", "--output", "json", "--cluster", cluster.Processes.Address)).Expect(ExitCode.Ok);
+        return listed.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries);
+    }
+
+    private static string Full(FaultCluster cluster) => cluster.Processes.Address + "/0?cluster=megatron";
+
+    private static string Address(RedisServer redis) => FormattableString.Invariant($"redis://127.0.0.1:{redis.Port}");
 }

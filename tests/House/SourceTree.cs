@@ -26,7 +26,7 @@ internal static class SourceTree
     public static string Relative(string path) => Path.GetRelativePath(Repository.Root, path).Replace('\\', '/');
 
     /// <summary>All project files.</summary>
-    public static IEnumerable<string> Projects() => Files("src", "*.csproj").Concat(Files("tests", "*.csproj"));
+    public static IEnumerable<string> Projects() => Files("src", "*.csproj").Concat(Files("tests", "*.csproj")).Concat(Files("bench", "*.csproj"));
 
     /// <summary>Values of one attribute of all elements with a name, in a project file.</summary>
     public static IReadOnlyList<string> Items(string project, string element, string attribute) =>

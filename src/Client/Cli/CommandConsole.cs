@@ -7,6 +7,9 @@ namespace Megatron.Client.Cli;
 /// <param name="Error">Standard error.</param>
 public sealed record CommandConsole(TextWriter Out, TextWriter Error)
 {
+    /// <summary>Width of the terminal that <see cref="Out"/> writes to; null when it is piped or read by a program.</summary>
+    public int? Columns => !Console.IsOutputRedirected && ReferenceEquals(Out, Console.Out) ? Console.WindowWidth : null;
+
     /// <summary>Prints each error on a line of its own.</summary>
     public void Report(IEnumerable<ConfigError> errors)
     {

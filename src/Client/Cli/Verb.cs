@@ -47,7 +47,7 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
         new("checkpoint", "Inspect, verify or prune checkpoints.", NoSections, console => new CheckpointCommand(console, TimeProvider.System)),
         new("verify", "Compare this program with a golden folder.", VerifySections, console => new VerifyCommand(console)),
         new("benchmark", "Time the training step of a published model shape.", VerifySections, console => new BenchmarkCommand(console)),
-        new("test", "Run the tests of a checkout.", NoSections, console => new TestCommand(console)),
+        new("test", "Run the tests of a checkout.", NoSections, console => new CheckoutCommand(console, "use ./megatron test or dotnet test there")),
         new("infer", "Talk to a model, or let it answer a data set.", InferSections, console => new InferCommand(console, Console.In))
             { FurtherOptions = new HashSet<string> { "seed" } },
         new("tokenize", "Show the tokens and label masks of texts or rows.", TokenizeSections, console => new TokenizeCommand(console)),
@@ -59,6 +59,10 @@ public sealed record Verb(string Name, string Summary, IReadOnlySet<OptionSectio
             { WordOptions = SiloCommand.Options, Usage = "megatron silo --cluster redis://host:port [--option value ...]" },
         new("jobs", "List, follow and stop jobs of a cluster.", NoSections, console => new JobsCommand(console, TimeProvider.System))
             { WordOptions = JobsCommand.Options, Usage = JobsCommand.Usage },
+        new("cluster", "Show the silos of a cluster and their devices.", NoSections, console => new ClusterCommand(console, TimeProvider.System))
+            { WordOptions = ClusterCommand.Options, Usage = ClusterCommand.Usage },
+        new("faults", "Break clusters of real processes and measure how they come back.", NoSections,
+            console => new CheckoutCommand(console, "use ./megatron faults bench there")),
         new("completion", "Print a completion script: bash or zsh.", NoSections, console => new CompletionCommand(console)),
         new("docs", "Print generated documentation: parameters.", NoSections, console => new DocsCommand(console)) { IsHidden = true },
     ];

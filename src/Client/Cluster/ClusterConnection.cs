@@ -48,6 +48,20 @@ public sealed class ClusterConnection : IAsyncDisposable
         }
     }
 
+    /// <summary>Runs a question and its answer; a cluster that does not answer is one sentence, not a stack trace.</summary>
+    /// <exception cref="ConfigException">CTRL007: it did not answer.</exception>
+    public async Task<T> AskAsync<T>(Func<ClusterConnection, Task<T>> ask)
+    {
+        try
+        {
+            return await ask(this);
+        }
+        catch (Exception fault) when (fault is OrleansException or TimeoutException or ConnectionFailedException)
+        {
+            throw new ConfigException("CTRL007", $"The cluster {Address} does not answer ({fault.Message.Split('\n')[0].Trim().TrimEnd('.')}); ask again in a moment, or see megatron cluster status.");
+        }
+    }
+
     /// <inheritdoc/>
     public async ValueTask DisposeAsync()
     {

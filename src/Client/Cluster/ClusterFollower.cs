@@ -50,7 +50,7 @@ public sealed class ClusterFollower(IJobGrain job, IJobConsole console, TimeProv
             if (exitCode is { } code) return code;
             var lostAt = time.GetTimestamp();
             var status = await FindAsync(cancellation);
-            if (status.Outcome is { } outcome && exitCode is null && lastShown > 0) return outcome.ExitCode;
+            if (loss.Length == 0 && status.Outcome is { } outcome) return outcome.ExitCode; // it says no more, for instance after its end was shown
             if (loss.Length == 0) continue;
             console.Say(string.Create(CultureInfo.InvariantCulture,
                 $"connection to the job lost ({loss}); found again after {time.GetElapsedTime(lostAt).TotalSeconds:F1} s: {Describe(status)}"));
@@ -126,7 +126,8 @@ public sealed class ClusterFollower(IJobGrain job, IJobConsole console, TimeProv
     }
 
     internal static bool IsLoss(Exception fault) =>
-        fault is OrleansException or TimeoutException or ConnectionFailedException or OperationCanceledException or IOException or ObjectDisposedException;
+        fault is OrleansException or EnumerationAbortedException or TimeoutException or ConnectionFailedException or OperationCanceledException
+            or IOException or ObjectDisposedException;
 
     private static string Describe(JobStatus status) => string.Create(CultureInfo.InvariantCulture,
         $"{status.Phase.ToString().ToLowerInvariant()}, attempt {status.Attempt}, after step {status.LastIteration}");

@@ -36,7 +36,7 @@ public sealed class ClusterTraining(CommandConsole console, TimeProvider time)
         if (options.Config.JobId is null) run = run with { Config = run.Config with { JobId = NameOf(run.Folder) } };
         using var view = JobView.ForRun(console, run, options.Config.Output);
         view.SayStart(run);
-        var spec = JobSpecs.Of(run, worldSize);
+        var spec = JobSpecs.Of(run, worldSize, isElastic: true);
         view.Say($"job: {spec.JobId}");
         using var signals = StopSignals.OfThisProcess();
         using var stop = cancellationToken.Register(signals.Raise);

@@ -1,4 +1,5 @@
 using System.Globalization;
+using Megatron.Compute.Configuration;
 using Megatron.Compute.Training;
 using Megatron.Grains.Jobs;
 
@@ -50,7 +51,7 @@ public sealed class JobConsole : IJobConsole, IDisposable
                 ShowStep(step);
                 break;
             case JobPlanned planned:
-                ShowPlan(planned);
+                ShowPlan(planned.Plan, planned.WorldSize);
                 break;
             case JobEvaluated evaluated:
                 ShowEvaluation(evaluated);
@@ -70,6 +71,15 @@ public sealed class JobConsole : IJobConsole, IDisposable
                 ShowPhase(changed);
                 break;
         }
+    }
+
+    /// <summary>
+    /// Takes the length of the run from its configuration until the job tells it, so that a console that comes late can show steps.
+    /// </summary>
+    public void Assume(TrainingConfig config, int worldSize)
+    {
+        if (config.TrainIters is { } iterations)
+            ShowPlan(new TrainingPlanned(default, 0, iterations, config.LogInterval, config.GlobalBatchSize), worldSize);
     }
 
     /// <inheritdoc/>
@@ -96,12 +106,12 @@ public sealed class JobConsole : IJobConsole, IDisposable
     }
 
     // Plan and steps may come from different pipeline stages, hence in either order: steps wait for the plan. A restarted attempt plans anew.
-    private void ShowPlan(JobPlanned planned)
+    private void ShowPlan(TrainingPlanned planned, int worldSize)
     {
-        plan = planned.Plan;
-        window = new StepWindow(plan.TrainIterations, plan.LogInterval, plan.GlobalBatchSize, planned.WorldSize);
+        plan = planned;
+        window = new StepWindow(plan.TrainIterations, plan.LogInterval, plan.GlobalBatchSize, worldSize);
         if (options?.TensorBoard is { } points)
-            tensorBoard ??= new TensorBoardLog(points, plan.GlobalBatchSize, planned.WorldSize);
+            tensorBoard ??= new TensorBoardLog(points, plan.GlobalBatchSize, worldSize);
         foreach (var step in early)
             ShowStep(step);
         early.Clear();

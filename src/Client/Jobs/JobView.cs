@@ -1,5 +1,7 @@
 using Megatron.Client.Cli;
+using Megatron.Compute.Configuration;
 using Megatron.Compute.Training;
+using Megatron.Grains.Jobs;
 
 namespace Megatron.Client.Jobs;
 
@@ -14,8 +16,7 @@ public sealed class JobView : IDisposable
     {
         this.output = output;
         isJson = form == "json";
-        int? columns = isJson || System.Console.IsOutputRedirected || !ReferenceEquals(output.Out, System.Console.Out) ? null : System.Console.WindowWidth;
-        text = new JobConsole(isJson ? TextWriter.Null : output.Out, output.Error, files, columns, TimeZoneInfo.Local);
+        text = new JobConsole(isJson ? TextWriter.Null : output.Out, output.Error, files, isJson ? null : output.Columns, TimeZoneInfo.Local);
         Console = isJson ? new JobEventLines(output.Out, text, TimeProvider.System) : text;
     }
 
@@ -26,9 +27,15 @@ public sealed class JobView : IDisposable
     /// <param name="form">text or json.</param>
     public static JobView ForRun(CommandConsole output, PreparedRun run, string form) => new(output, RunLogOptions.Of(run.Config, run.Folder), form);
 
-    /// <summary>For a console that looks on.</summary>
+    /// <summary>For a console that looks on: it may come late, when the job has told its length long ago.</summary>
     /// <param name="form">text or json.</param>
-    public static JobView ForOnlooker(CommandConsole output, string form) => new(output, files: null, form);
+    /// <param name="spec">What was submitted, when it is known.</param>
+    public static JobView ForOnlooker(CommandConsole output, string form, JobSpec? spec)
+    {
+        var view = new JobView(output, files: null, form);
+        if (spec is not null) view.text.Assume(TrainingConfig.FromJson(spec.ConfigJson), spec.WorldSize);
+        return view;
+    }
 
     /// <summary>What is known before the first event.</summary>
     public void SayStart(PreparedRun run)

@@ -135,7 +135,8 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
             await Retry();
         else if (state.Phase is JobPhase.Recovering && time.GetElapsedTime(phaseSince, now) >= timings.Clearing)
             await Apply(new JobInput.ClearingTimedOut(state.Attempt));
-        else if (state.Phase is JobPhase.Running && progress.Judge(state.Attempt, time, now) is { } stall)
+        // A job that may not start again gains nothing from a verdict on its pace.
+        else if (state is { Phase: JobPhase.Running, Spec.MaxRestarts: > 0 } && progress.Judge(state.Attempt, time, now) is { } stall)
             await Apply(new JobInput.AttemptFaulted(state.Attempt, stall));
         else if (actions.NeedsAttach && !state.IsTerminal)
             await Apply(new JobInput.Reactivated());

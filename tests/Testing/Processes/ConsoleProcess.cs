@@ -14,7 +14,9 @@ public sealed class ConsoleProcess : IAsyncDisposable
     public IReadOnlyList<JsonElement> Events => [.. Process.Lines.Select(EventOf).OfType<JsonElement>()];
 
     /// <summary>Starts <c>megatron</c> with the words and <c>--output json</c>.</summary>
-    public static ConsoleProcess Start(params IEnumerable<string> words) => new(ProgramProcess.StartMegatron([.. words, "--output", "json"]));
+    /// <param name="environment">Variables set for it.</param>
+    public static ConsoleProcess Start(IEnumerable<string> words, IReadOnlyDictionary<string, string?>? environment = null) =>
+        new(ProgramProcess.StartMegatron([.. words, "--output", "json"], environment));
 
     /// <summary>The first event that is wanted, and when this process read it; waits for it.</summary>
     /// <param name="from">Index of the first line looked at: the number of <see cref="ProgramProcess.Lines"/> at some moment.</param>
@@ -39,6 +41,16 @@ public sealed class ConsoleProcess : IAsyncDisposable
     /// <summary>Whether an event is the beginning of a phase.</summary>
     public static bool IsPhase(JsonElement item, string phase) =>
         Kind(item) == "phase" && string.Equals(item.GetProperty("phase").GetString(), phase, StringComparison.OrdinalIgnoreCase);
+
+    /// <summary>Whether an event is the beginning of an attempt, and which.</summary>
+    public static bool IsAttempt(JsonElement item, out int attempt)
+    {
+        attempt = IsPhase(item, "Starting") ? item.GetProperty("attempt").GetInt32() : 0;
+        return attempt > 0;
+    }
+
+    /// <summary>When the job wrote an event, by the clock of this machine.</summary>
+    public static DateTimeOffset TimeOf(JsonElement item) => item.GetProperty("time").GetDateTimeOffset();
 
     /// <inheritdoc/>
     public ValueTask DisposeAsync() => Process.DisposeAsync();

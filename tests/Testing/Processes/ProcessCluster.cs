@@ -8,13 +8,15 @@ public sealed class ProcessCluster : IAsyncDisposable
     private readonly TemporaryFolder folder = new();
     private readonly List<SiloProcess> silos = [];
 
-    private ProcessCluster(RedisServer redis) => Redis = redis;
+    private readonly IsolatedNetwork? network;
+
+    private ProcessCluster(RedisServer redis, IsolatedNetwork? network) => (Redis, this.network) = (redis, network);
 
     /// <summary>Its Redis.</summary>
     public RedisServer Redis { get; }
 
     /// <summary>What <c>--cluster</c> is given.</summary>
-    public string Address => string.Create(CultureInfo.InvariantCulture, $"redis://127.0.0.1:{Redis.Port}");
+    public string Address => string.Create(CultureInfo.InvariantCulture, $"redis://{(network is null ? "127.0.0.1" : IsolatedNetwork.HostAddress)}:{Redis.Port}");
 
     /// <summary>The silos in the order of their start.</summary>
     public IReadOnlyList<SiloProcess> Silos => silos;
@@ -25,9 +27,11 @@ public sealed class ProcessCluster : IAsyncDisposable
     /// <summary>Starts a Redis and silos n0, n1, … together, and waits for all of them.</summary>
     /// <param name="numSilos">Silos.</param>
     /// <param name="devicesPerSilo">Ranks that each can host.</param>
-    public static async Task<ProcessCluster> StartAsync(int numSilos, int devicesPerSilo, CancellationToken cancellation)
+    /// <param name="network">Silo n runs on its node n; null: all on loopback.</param>
+    public static async Task<ProcessCluster> StartAsync(int numSilos, int devicesPerSilo, CancellationToken cancellation, IsolatedNetwork? network = null)
     {
-        var cluster = new ProcessCluster(await RedisServer.StartAsync(cancellation));
+        string[] redisOptions = network is null ? [] : ["--bind", "127.0.0.1", IsolatedNetwork.HostAddress, "--protected-mode", "no"];
+        var cluster = new ProcessCluster(await RedisServer.StartAsync(cancellation, redisOptions), network);
         try
         {
             for (int i = 0; i < numSilos; i++) cluster.Add(devicesPerSilo);
@@ -44,7 +48,11 @@ public sealed class ProcessCluster : IAsyncDisposable
     /// <summary>Starts one more silo; await its <see cref="SiloProcess.ReadyAsync"/>.</summary>
     public SiloProcess Add(int devices)
     {
-        var silo = SiloProcess.Start(Address, string.Create(CultureInfo.InvariantCulture, $"n{silos.Count}"), devices, LogFolder);
+        int index = silos.Count;
+        string node = string.Create(CultureInfo.InvariantCulture, $"n{index}");
+        var silo = network is null
+            ? SiloProcess.Start(Address, node, devices, LogFolder)
+            : SiloProcess.Start(Address, node, devices, LogFolder, IsolatedNetwork.AddressOf(index), network.Prefix(index));
         silos.Add(silo);
         return silo;
     }

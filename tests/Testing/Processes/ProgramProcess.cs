@@ -48,11 +48,19 @@ public sealed class ProgramProcess : IAsyncDisposable
 
     /// <summary>The built console program as a process: <c>megatron</c> and the words.</summary>
     /// <param name="environment">Variables set or, with null, removed for it.</param>
-    public static ProgramProcess StartMegatron(IEnumerable<string> words, IReadOnlyDictionary<string, string?>? environment = null)
+    /// <param name="prefix">Words of a program that runs it, such as one that enters a network namespace.</param>
+    public static ProgramProcess StartMegatron(
+        IEnumerable<string> words, IReadOnlyDictionary<string, string?>? environment = null, IReadOnlyList<string>? prefix = null)
     {
         string program = Path.Combine(AppContext.BaseDirectory, "megatron.dll");
-        var variables = new Dictionary<string, string?>(environment ?? new Dictionary<string, string?>()) { ["DOTNET_GCgen0size"] = "0x200000" }; // as the launcher sets it
-        return Start(DotNet(), ["exec", program, .. words], variables);
+        var variables = new Dictionary<string, string?>(environment ?? new Dictionary<string, string?>())
+        {
+            ["DOTNET_GCgen0size"] = "0x200000", // as the launcher sets it
+            // Several processes share the cores: threads that wait for one another at the end of each operation would make steps of 20 ms take seconds.
+            ["OMP_THREAD_LIMIT"] = "1",
+        };
+        string[] all = [.. prefix ?? [], DotNet(), "exec", program, .. words];
+        return Start(all[0], all[1..], variables);
     }
 
     /// <summary>Starts a program.</summary>
@@ -81,7 +89,11 @@ public sealed class ProgramProcess : IAsyncDisposable
                     if (isWanted(lines[next])) return lines[next];
                 more = changed.Task;
             }
-            if (isComplete) throw Missing(what, "the process ended without it");
+            if (isComplete)
+            {
+                await process.WaitForExitAsync(limit.Token);
+                throw Missing(what, string.Create(CultureInfo.InvariantCulture, $"the process ended with code {process.ExitCode} without it"));
+            }
             try
             {
                 await Task.WhenAny(more, reading).WaitAsync(limit.Token);

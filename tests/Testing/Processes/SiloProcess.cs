@@ -8,19 +8,22 @@ public sealed class SiloProcess : IAsyncDisposable
     private static readonly TimeSpan startPatience = TimeSpan.FromSeconds(60);
 
     private readonly IReadOnlyList<string> words;
-    private readonly IReadOnlyDictionary<string, string?> environment;
+    private readonly IReadOnlyList<string> prefix;
     private ProgramProcess process;
 
-    private SiloProcess(string node, IReadOnlyList<string> words, IReadOnlyDictionary<string, string?> environment)
+    private SiloProcess(string node, int siloPort, IReadOnlyList<string> words, IReadOnlyList<string> prefix)
     {
-        Node = node;
+        (Node, SiloPort) = (node, siloPort);
         this.words = words;
-        this.environment = environment;
-        process = ProgramProcess.StartMegatron(words, environment);
+        this.prefix = prefix;
+        process = ProgramProcess.StartMegatron(words, prefix: prefix);
     }
 
     /// <summary>Name of its node.</summary>
     public string Node { get; }
+
+    /// <summary>Its port for other silos.</summary>
+    public int SiloPort { get; }
 
     /// <summary>The process that runs now.</summary>
     public ProgramProcess Process => process;
@@ -29,18 +32,19 @@ public sealed class SiloProcess : IAsyncDisposable
     /// <param name="cluster">Address of the cluster.</param>
     /// <param name="numDevices">Ranks that it can host.</param>
     /// <param name="logFolder">Folder of its log.</param>
-    /// <param name="more">Further options.</param>
+    /// <param name="address">Address that the others reach it by.</param>
+    /// <param name="prefix">As for <see cref="ProgramProcess.StartMegatron"/>.</param>
     public static SiloProcess Start(
-        string cluster, string node, int numDevices, string logFolder, IReadOnlyDictionary<string, string?>? environment = null, params IReadOnlyList<string> more)
+        string cluster, string node, int numDevices, string logFolder, string address = "127.0.0.1", IReadOnlyList<string>? prefix = null)
     {
         int[] ports = FreePorts.Take(2);
         string devices = string.Join(',', Enumerable.Range(0, numDevices).Select(index => index.ToString(CultureInfo.InvariantCulture)));
-        return new SiloProcess(node,
+        return new SiloProcess(node, ports[0],
         [
-            "silo", "--cluster", cluster, "--node_name", node, "--silo_devices", devices, "--silo_address", "127.0.0.1",
+            "silo", "--cluster", cluster, "--node_name", node, "--silo_devices", devices, "--silo_address", address,
             "--silo_port", ports[0].ToString(CultureInfo.InvariantCulture), "--gateway_port", ports[1].ToString(CultureInfo.InvariantCulture),
-            "--log_folder", logFolder, .. more,
-        ], environment ?? new Dictionary<string, string?>());
+            "--log_folder", logFolder,
+        ], prefix ?? []);
     }
 
     /// <summary>Returns when the silo takes part in the cluster.</summary>
@@ -51,7 +55,7 @@ public sealed class SiloProcess : IAsyncDisposable
     public async Task KillAsync() => await process.DisposeAsync();
 
     /// <summary>Starts it again after its end, on the same ports.</summary>
-    public void StartAgain() => process = ProgramProcess.StartMegatron(words, environment);
+    public void StartAgain() => process = ProgramProcess.StartMegatron(words, prefix: prefix);
 
     /// <inheritdoc/>
     public ValueTask DisposeAsync() => process.DisposeAsync();

@@ -4,8 +4,6 @@ using Megatron.Client.Cluster;
 using Megatron.Client.Jobs;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Native;
-using Megatron.Compute.Training;
-using Megatron.Grains;
 using Megatron.Silo;
 
 namespace Megatron.Client.Cli.Commands;
@@ -40,20 +38,13 @@ public sealed class SiloCommand(CommandConsole console) : IVerbCommand
         using var signals = StopSignals.OfThisProcess();
         using var stop = cancellationToken.Register(signals.Raise);
         await using var silo = await SiloHost.StartAsync(
-            settings, services => Workers(settings, new LibTorchOptions { Folder = options.Environment.LibTorch }, services), cancellationToken);
+            settings, services => SiloWorkers.Of(settings, options.Environment.LibTorch, services, TimeProvider.System), cancellationToken);
         console.Out.WriteLine($"silo {settings.NodeName} of {settings.Cluster?.Redis} is ready: {Devices(settings)}");
         console.Out.Flush();
         await signals.StopRequested;
         console.Out.WriteLine($"silo {settings.NodeName} is leaving: its jobs save and go on elsewhere, or wait.");
         console.Out.Flush();
         return ExitCode.Ok;
-    }
-
-    private static Func<int, IRankWorker> Workers(SiloOptions settings, LibTorchOptions libTorch, RankServices services)
-    {
-        var meeting = new RankMeeting(services.Rendezvous, settings.Cluster?.Address ?? IPAddress.Loopback);
-        var environment = RankEnvironment.OfSilo(libTorch, TimeProvider.System, settings.Devices.Count, meeting);
-        return localRank => new RankWorker(localRank, start => new TrainingRun(start, environment));
     }
 
     private static async Task<SiloOptions> ReadAsync(WordOptions words, LaunchEnvironment environment, CancellationToken cancellation)

@@ -19,8 +19,9 @@ public sealed class TrainCommand(CommandConsole console) : IVerbCommand
         bool isOnCluster = options.Config.Cluster is { Length: > 0 };
         if (options.Config.DryRun && !isOnCluster) return DescribeAsync(options);
         if (isOnCluster) return new ClusterTraining(console, TimeProvider.System).RunAsync(options, cancellationToken);
-        options.Environment.RequireOneNode(options.Verb);
-        return RunHereAsync(options, cancellationToken);
+        return options.Environment.Nodes > 1
+            ? new NodeTraining(console, TimeProvider.System).RunAsync(options, cancellationToken)
+            : RunHereAsync(options, cancellationToken);
     }
 
     private Task<int> DescribeAsync(ParsedOptions options)
@@ -41,7 +42,7 @@ public sealed class TrainCommand(CommandConsole console) : IVerbCommand
         using var signals = StopSignals.OfThisProcess();
         using var stop = cancellationToken.Register(signals.Raise);
         var exitCode = await LocalRun.RunAsync(
-            JobSpecs.Of(run, worldSize), SiloOptions.ForLocalJob(worldSize, Path.Combine(run.Folder, "logs")),
+            JobSpecs.Of(run, worldSize, isElastic: false), SiloOptions.ForLocalJob(worldSize, Path.Combine(run.Folder, "logs")),
             localRank => new RankWorker(localRank, start => new TrainingRun(start, environment)), view.Console, signals);
         if (exitCode == ExitCode.Ok) view.SayWhereTheResultsAre(run.Folder);
         if (exitCode == ExitCode.BadInput) RunFolder.RemoveUnused(run.Folder, run.FirstMadeFolder);

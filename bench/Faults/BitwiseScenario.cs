@@ -1,0 +1,68 @@
+using System.Globalization;
+using System.Security.Cryptography;
+using System.Text.Json;
+using Megatron.Testing.Processes;
+
+namespace Megatron.Faults;
+
+/// <summary>R6: a run that was killed ends with the bits of a run that nobody disturbed.</summary>
+/// <param name="random">Chooses the step of each fault.</param>
+/// <param name="log">Where each run is told.</param>
+/// <param name="cancellation">Ends the scenario.</param>
+public sealed class BitwiseScenario(Random random, TextWriter log, CancellationToken cancellation)
+{
+    private const int NumSteps = 40;
+
+    /// <summary>Runs of <see cref="NumSteps"/> steps with one or two faults each, compared with one run without.</summary>
+    public async Task<IReadOnlyList<GoalResult>> RunAsync(int repetitions) =>
+    [
+        await CompareAsync("R6", "same layout: losses and final weights equal an undisturbed run", numSilos: 3, repetitions),
+        await CompareAsync("R6e", "replicas 2 → 1 → 2 with --logical_data_shards 2: likewise", numSilos: 2, repetitions, "--logical_data_shards", "2"),
+    ];
+
+    private async Task<GoalResult> CompareAsync(string id, string what, int numSilos, int repetitions, params string[] more)
+    {
+        await using var cluster = await FaultCluster.StartAsync(numSilos, 1, cancellation);
+        string[] words = ["--train_iters", NumSteps.ToString(CultureInfo.InvariantCulture), "--save_interval", "10", .. more];
+        var expected = await RunAsync(cluster, "undisturbed", words, faults: []);
+        int equal = 0;
+        for (int i = 0; i < repetitions; i++)
+        {
+            int[] faults = i % 2 == 0 ? [random.Next(3, NumSteps - 5)] : [random.Next(3, 18), random.Next(21, NumSteps - 5)];
+            string job = string.Create(CultureInfo.InvariantCulture, $"{id.ToLowerInvariant()}-{i}");
+            var actual = await RunAsync(cluster, job, words, faults);
+            var problems = HistoryChecker.CheckLedger(cluster.Ledger(job));
+            bool isEqual = problems.Count == 0 && actual.Losses.SequenceEqual(expected.Losses) && actual.Weights == expected.Weights;
+            equal += isEqual ? 1 : 0;
+            log.WriteLine($"{id} {i + 1}: kills at steps {string.Join(", ", faults)}: {(isEqual ? "equal" : "DIFFERENT " + string.Join("; ", problems))}");
+        }
+        return new(id, what, "100 % of runs", string.Create(CultureInfo.InvariantCulture, $"{equal} of {repetitions} runs bitwise equal"), repetitions, equal == repetitions);
+    }
+
+    private async Task<(IReadOnlyList<string> Losses, string Weights)> RunAsync(FaultCluster cluster, string job, string[] words, int[] faults)
+    {
+        await using var console = cluster.Submit(job, 2, words);
+        int turn = 0;
+        foreach (int step in faults)
+        {
+            await console.WaitForStepAsync(step, FaultCluster.Patience, cancellation);
+            var silo = cluster.Processes.Silos[turn++ % cluster.Processes.Silos.Count];
+            await silo.KillAsync();
+            silo.StartAgain();
+            await silo.ReadyAsync(cancellation);
+        }
+        int code = await console.Process.ExitAsync(FaultCluster.Patience * 2, cancellation);
+        if (code != 0) throw new InvalidOperationException($"job {job} ended with {code}:\n{console.Process.Transcript}");
+        // Of a step that was done in several attempts the last one counts.
+        var losses = new SortedDictionary<long, string>();
+        foreach (JsonElement line in cluster.Ledger(job)) losses[line.GetProperty("step").GetInt64()] = line.GetProperty("loss_bits").GetString() ?? "";
+        return ([.. losses.Values], HashOfWeights(Path.Combine(cluster.RunFolder(job), string.Create(CultureInfo.InvariantCulture, $"iter_{NumSteps:D7}"))));
+    }
+
+    private static string HashOfWeights(string checkpoint)
+    {
+        using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        foreach (string file in Directory.GetFiles(checkpoint, "model*.safetensors").Order(StringComparer.Ordinal)) hash.AppendData(File.ReadAllBytes(file));
+        return Convert.ToHexString(hash.GetHashAndReset());
+    }
+}

@@ -1,0 +1,88 @@
+using System.Globalization;
+
+namespace Megatron.Testing.Processes;
+
+/// <summary>
+/// A bridge on this machine and network namespaces behind it, one per silo, whose cable can be pulled. Needs root and the <c>ip</c> program;
+/// everything is removed when it is disposed.
+/// </summary>
+public sealed class IsolatedNetwork : IAsyncDisposable
+{
+    private static readonly TimeSpan patience = TimeSpan.FromSeconds(20);
+
+    private readonly string name;
+    private readonly int numNodes;
+
+    private IsolatedNetwork(string name, int numNodes) => (this.name, this.numNodes) = (name, numNodes);
+
+    /// <summary>Address of this machine on the bridge: Redis and consoles.</summary>
+    public static string HostAddress => "10.77.31.254";
+
+    /// <summary>Makes the network, or returns null when the system does not let us.</summary>
+    public static async Task<IsolatedNetwork?> TryCreateAsync(int numNodes, CancellationToken cancellation)
+    {
+        var network = new IsolatedNetwork(string.Create(CultureInfo.InvariantCulture, $"mg{Environment.ProcessId % 100000}"), numNodes);
+        try
+        {
+            await network.IpAsync(cancellation, "link", "add", network.name, "type", "bridge");
+            await network.IpAsync(cancellation, "addr", "add", HostAddress + "/24", "dev", network.name);
+            await network.IpAsync(cancellation, "link", "set", network.name, "up");
+            for (int node = 0; node < numNodes; node++) await network.AddNodeAsync(node, cancellation);
+            return network;
+        }
+        catch (Exception problem) when (problem is InvalidOperationException or System.ComponentModel.Win32Exception)
+        {
+            await network.DisposeAsync();
+            return null;
+        }
+    }
+
+    /// <summary>Address of a node's silo.</summary>
+    public static string AddressOf(int node) => string.Create(CultureInfo.InvariantCulture, $"10.77.31.{node + 1}");
+
+    /// <summary>Words before a program that make it run inside a node's namespace.</summary>
+    public IReadOnlyList<string> Prefix(int node) => ["ip", "netns", "exec", NamespaceOf(node)];
+
+    /// <summary>Pulls a node's cable.</summary>
+    public Task CutAsync(int node, CancellationToken cancellation) => IpAsync(cancellation, "link", "set", CableOf(node), "down");
+
+    /// <inheritdoc/>
+    public async ValueTask DisposeAsync()
+    {
+        for (int node = 0; node < numNodes; node++) await TryIpAsync("netns", "del", NamespaceOf(node));
+        await TryIpAsync("link", "del", name);
+    }
+
+    private async Task AddNodeAsync(int node, CancellationToken cancellation)
+    {
+        await IpAsync(cancellation, "netns", "add", NamespaceOf(node));
+        await IpAsync(cancellation, "link", "add", CableOf(node), "type", "veth", "peer", "name", "eth0", "netns", NamespaceOf(node));
+        await IpAsync(cancellation, "link", "set", CableOf(node), "master", name, "up");
+        await IpAsync(cancellation, "-n", NamespaceOf(node), "addr", "add", AddressOf(node) + "/24", "dev", "eth0");
+        await IpAsync(cancellation, "-n", NamespaceOf(node), "link", "set", "eth0", "up");
+        await IpAsync(cancellation, "-n", NamespaceOf(node), "link", "set", "lo", "up");
+    }
+
+    private string NamespaceOf(int node) => string.Create(CultureInfo.InvariantCulture, $"{name}-{node}");
+
+    private string CableOf(int node) => string.Create(CultureInfo.InvariantCulture, $"{name}v{node}");
+
+    private async Task IpAsync(CancellationToken cancellation, params string[] words)
+    {
+        await using var process = ProgramProcess.Start("ip", words);
+        if (await process.ExitAsync(patience, cancellation) != 0)
+            throw new InvalidOperationException($"ip {string.Join(' ', words)} failed: {process.Transcript}");
+    }
+
+    private async Task TryIpAsync(params string[] words)
+    {
+        try
+        {
+            await IpAsync(CancellationToken.None, words);
+        }
+        catch (Exception problem) when (problem is InvalidOperationException or System.ComponentModel.Win32Exception)
+        {
+            // What is not there need not be removed.
+        }
+    }
+}
