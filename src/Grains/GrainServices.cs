@@ -12,7 +12,8 @@ namespace Megatron.Grains;
 
 /// <summary>What the control plane lends to a rank worker.</summary>
 /// <param name="Rendezvous">Where the ranks of an attempt find one another; blocking, for the rank's thread only.</param>
-public sealed record RankServices(Func<AttemptId, IRendezvousStore> Rendezvous);
+/// <param name="Fence">Closed while this silo may not write what others see.</param>
+public sealed record RankServices(Func<AttemptId, IRendezvousStore> Rendezvous, SideEffectFence Fence);
 
 /// <summary>What the grains need of a silo; the silo and the tests compose it the same way.</summary>
 public static class GrainServices
@@ -28,8 +29,9 @@ public static class GrainServices
         silo.Services.TryAddSingleton(new ControlClock(TimeProvider.System));
         silo.Services.TryAddSingleton(new JobTimings());
         silo.Services.TryAddSingleton<ISiloProcess, LastingSiloProcess>();
+        silo.Services.TryAddSingleton(new SideEffectFence());
         silo.Services.AddSingleton(node);
-        silo.Services.AddSingleton(services => new RankServices(attempt => new GrainRendezvousStore(services.GetRequiredService<IGrainFactory>(), attempt)));
+        silo.Services.AddSingleton(services => new RankServices(attempt => new GrainRendezvousStore(services.GetRequiredService<IGrainFactory>(), attempt), services.GetRequiredService<SideEffectFence>()));
         silo.Services.AddSingleton(services => new RankWorkerRegistry(node, workers(services.GetRequiredService<RankServices>())));
         silo.Services.AddSingleton<ClusterDevices>();
         silo.Services.AddSingleton<ILifecycleParticipant<ISiloLifecycle>, ClusterWatch>();

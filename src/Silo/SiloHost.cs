@@ -3,8 +3,10 @@ using System.Net.Sockets;
 using Megatron.Compute.Training;
 using Megatron.Grains;
 using Megatron.Grains.Cluster;
+using Megatron.Grains.Ranks;
 using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.Hosting;
+using Microsoft.Extensions.Logging;
 using Orleans.Configuration;
 using Orleans.Serialization;
 using Orleans.Storage;
@@ -20,9 +22,29 @@ public sealed class SiloHost : IAsyncDisposable
 {
     private const int MaxPortAttempts = 5;
 
-    private readonly IHost host;
+    private static readonly TimeSpan leaveTime = TimeSpan.FromSeconds(1.5);
 
-    private SiloHost(IHost host) => this.host = host;
+    private readonly IHost host;
+    private readonly SiloProcess process;
+    private readonly ClusterGuard? guard;
+    private readonly SiloLease? lease;
+
+    private SiloHost(IHost host, SiloProcess process, ClusterGuard? guard)
+    {
+        this.host = host;
+        this.process = process;
+        this.guard = guard;
+        if (guard is null)
+            return;
+        var services = host.Services;
+        lease = new SiloLease(new SiloLeaseParts(
+            Grains, services.GetRequiredService<ClusterDevices>(), services.GetRequiredService<RankWorkerRegistry>(), process.Fence, guard, process, TimeProvider.System,
+            services.GetRequiredService<ILogger<SiloLease>>()));
+        lease.Start();
+    }
+
+    /// <summary>Completes with a reason when the process should end and be started again, whatever still runs in it.</summary>
+    public Task<string> Ended => process.Ended;
 
     /// <summary>The way to the grains of this silo and its cluster.</summary>
     public IGrainFactory Grains => host.Services.GetRequiredService<IGrainFactory>();
@@ -40,13 +62,15 @@ public sealed class SiloHost : IAsyncDisposable
     public static async Task<SiloHost> StartAsync(
         SiloOptions options, Func<RankServices, Func<int, IRankWorker>> workers, CancellationToken cancellation = default)
     {
+        var guard = options.Cluster?.Redis is { } redis ? await ClusterGuard.JoinAsync(redis, TimeProvider.System, cancellation) : null;
         for (int attempt = 1; ; attempt++)
         {
-            var host = Build(options, workers);
+            var process = new SiloProcess(options.Cluster is not null);
+            var host = Build(options, process, workers);
             try
             {
                 await host.StartAsync(cancellation);
-                return new SiloHost(host);
+                return new SiloHost(host, process, guard);
             }
             catch (Exception fault) when (attempt < MaxPortAttempts && IsAddressInUse(fault) && options.Cluster is null or { SiloPort: 0 })
             {
@@ -56,19 +80,30 @@ public sealed class SiloHost : IAsyncDisposable
             catch
             {
                 await DisposeHostAsync(host);
+                if (guard is not null)
+                    await guard.DisposeAsync();
                 throw;
             }
         }
     }
 
+    /// <summary>Before a silo of a cluster leaves: its ranks save and end, new ones go elsewhere. Takes a few seconds at most.</summary>
+    public Task DrainAsync() =>
+        SiloDrain.RunAsync(Grains, host.Services.GetRequiredService<ClusterDevices>(), host.Services.GetRequiredService<NodeIdentity>(), TimeProvider.System);
+
     /// <summary>Leaves the cluster, then ends the rank workers.</summary>
     public async ValueTask DisposeAsync()
     {
-        await host.StopAsync();
+        // A call in flight must not hold the silo for half a minute: who made it repeats it.
+        using (var patience = new CancellationTokenSource(guard is null ? Timeout.InfiniteTimeSpan : leaveTime))
+            await host.StopAsync(patience.Token);
+        lease?.Dispose();
         await DisposeHostAsync(host);
+        if (guard is not null)
+            await guard.DisposeAsync();
     }
 
-    private static IHost Build(SiloOptions options, Func<RankServices, Func<int, IRankWorker>> workers)
+    private static IHost Build(SiloOptions options, SiloProcess process, Func<RankServices, Func<int, IRankWorker>> workers)
     {
         var builder = Host.CreateEmptyApplicationBuilder(new HostApplicationBuilderSettings { DisableDefaults = true, ApplicationName = "megatron" });
         builder.Services.AddSingleton<IHostLifetime, SilentLifetime>();
@@ -80,6 +115,8 @@ public sealed class SiloHost : IAsyncDisposable
             else
                 StandAlone(silo);
             silo.Configure<ClusterMembershipOptions>(options.Membership.ApplyTo);
+            silo.Services.AddSingleton<ISiloProcess>(process);
+            silo.Services.AddSingleton(process.Fence);
             silo.AddTrainingGrains(new NodeIdentity(options.NodeName, options.Devices), workers);
         });
         return builder.Build();

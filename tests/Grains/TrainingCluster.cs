@@ -45,7 +45,7 @@ public sealed class TrainingCluster : IAsyncDisposable
                 workers[(node, index)] = new FakeRankWorker(index) { Script = script };
             silo.Services.AddKeyedSingleton<Orleans.Storage.IGrainStorage>(GrainServices.JobStorage, storage);
             // On a busy machine a fake rank may be slow to end; none of them hangs.
-            silo.Services.AddSingleton(new JobTimings { Clearing = TimeSpan.FromMinutes(5) });
+            silo.Services.AddSingleton(new JobTimings { Clearing = TimeSpan.FromMinutes(5), ClearingAtStart = TimeSpan.FromMinutes(5) });
             if (clock is not null)
                 silo.Services.AddSingleton(new ControlClock(clock));
             silo.AddTrainingGrains(new NodeIdentity(node, Enumerable.Range(0, numDevices)), _ => index => workers[(node, index)]);

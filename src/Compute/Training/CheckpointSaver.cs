@@ -36,10 +36,11 @@ public sealed class CheckpointSaver : IDisposable
     /// <param name="time">Clock of the store.</param>
     /// <param name="modelFolder">Where config.json, generation_config.json and the tokenizer are copied from.</param>
     /// <param name="link">Gets a line when old garbage cannot be removed.</param>
-    public CheckpointSaver(StartRank start, TrainingConfig config, TimeProvider time, string modelFolder, RankLink link)
+    /// <param name="fence">Asked right before each file operation.</param>
+    public CheckpointSaver(StartRank start, TrainingConfig config, TimeProvider time, string modelFolder, RankLink link, SideEffectFence fence)
     {
         content = new CheckpointContent(start, modelFolder);
-        store = new CheckpointStore(config.Save ?? throw new InvalidOperationException("The run has no folder."), time);
+        store = new CheckpointStore(config.Save ?? throw new InvalidOperationException("The run has no folder."), time, _ => fence.Check());
         if (start.Rank == 0) CollectGarbage(start, link);
     }
 

@@ -18,6 +18,9 @@ public sealed record RankEnvironment
     /// <summary>Intra-operation threads of a rank: the cores of the node divided by its ranks.</summary>
     public required int ThreadsPerRank { get; init; }
 
+    /// <summary>Closed while this process may not commit checkpoints.</summary>
+    public SideEffectFence Fence { get; init; } = new();
+
     /// <summary>Makes the process groups of an attempt for a rank with the given device; called once per rank, on its thread.</summary>
     public required Func<StartRank, torch.Device, IProcessGroupFactory> ProcessGroups { get; init; }
 

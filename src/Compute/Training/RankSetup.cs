@@ -120,7 +120,7 @@ public sealed class RankSetup : IDisposable
             Model = model,
             Trainer = trainer,
             Schedule = RunSettings.LearningRate(config, data.TrainIters),
-            Saver = new CheckpointSaver(start, config, environment.Time, folder, link),
+            Saver = new CheckpointSaver(start, config, environment.Time, folder, link, environment.Fence),
             Progress = progress,
         };
     }

@@ -133,7 +133,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
         long now = time.GetTimestamp();
         if (state.IsWaiting && time.GetElapsedTime(retriedAt, now) >= timings.Retry)
             await Retry();
-        else if (state.Phase is JobPhase.Recovering && time.GetElapsedTime(phaseSince, now) >= timings.Clearing)
+        else if (state.Phase is JobPhase.Recovering && time.GetElapsedTime(phaseSince, now) >= progress.Of(state.Attempt).ClearingLimit)
             await Apply(new JobInput.ClearingTimedOut(state.Attempt));
         // A job that may not start again gains nothing from a verdict on its pace.
         else if (state is { Phase: JobPhase.Running, Spec.MaxRestarts: > 0 } && progress.Judge(state.Attempt, time, now) is { } stall)

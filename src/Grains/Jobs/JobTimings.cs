@@ -6,8 +6,14 @@ public sealed record JobTimings
     /// <summary>How often a living job looks at its clock.</summary>
     public TimeSpan Tick { get; init; } = TimeSpan.FromMilliseconds(250);
 
-    /// <summary>How long the ranks of a faulted attempt have to end; those that do not are left behind.</summary>
+    /// <summary>
+    /// How long the ranks of a faulted attempt have to end, and three mean steps if that is longer: a rank that computes hears of an abort only at its
+    /// next collective. Those that do not end are left behind.
+    /// </summary>
     public TimeSpan Clearing { get; init; } = TimeSpan.FromSeconds(4);
+
+    /// <summary>The same for an attempt whose steps are not known yet: its ranks may be reading a large model.</summary>
+    public TimeSpan ClearingAtStart { get; init; } = TimeSpan.FromSeconds(60);
 
     /// <summary>How often a job that waits for devices asks again, whatever it was told.</summary>
     public TimeSpan Retry { get; init; } = TimeSpan.FromSeconds(2);

@@ -29,6 +29,9 @@ public sealed class ProgressWatch
     /// <summary>The ranks do something that takes longer than a step, a save or an evaluation, until the next step.</summary>
     public void OnBusy(string what, long now) => (lastAt, activity) = (now, what);
 
+    /// <summary>How long the ranks of the attempt may take to end after an abort.</summary>
+    public TimeSpan ClearingLimit => numSteps <= NumWarmupSteps ? timings.ClearingAtStart : mean * MeanFactor > timings.Clearing ? mean * MeanFactor : timings.Clearing;
+
     /// <summary>Why the attempt counts as stuck; null while it does not.</summary>
     /// <param name="now">Timestamp of <paramref name="time"/>.</param>
     public string? Judge(TimeProvider time, long now)

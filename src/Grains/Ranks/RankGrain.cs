@@ -58,11 +58,12 @@ internal sealed class RankGrain : Grain, IRankGrain
             old.Dispose();
         }
         GrainLog.RankCommanded(logger, command.Attempt.JobId, command.Attempt.Attempt, command.Rank, Device, nameof(StartRank));
-        var next = new Session(command, logger);
+        var next = new Session(command, () => workers.MarkIdle(LocalRank, command.Attempt), logger);
         session = next;
         next.Run(new GrainOutbox<SequencedReport>(reports => Deliver(next, stageGrainKey, reports), clock.Time, logger));
         try
         {
+            workers.MarkBusy(LocalRank, command.Attempt);
             var worker = workers.Get(LocalRank);
             worker.Subscribe(next.OnReport);
             next.Worker = worker;
@@ -135,6 +136,7 @@ internal sealed class RankGrain : Grain, IRankGrain
     private sealed class Session : IDisposable
     {
         private readonly CancellationTokenSource ended = new();
+        private readonly Action atEnd;
         private readonly ILogger logger;
         private GrainOutbox<SequencedReport>? outbox;
         private readonly Lock gate = new();
@@ -142,9 +144,10 @@ internal sealed class RankGrain : Grain, IRankGrain
         private long lastSequence;
         private volatile bool hasEnded;
 
-        public Session(StartRank start, ILogger logger)
+        public Session(StartRank start, Action atEnd, ILogger logger)
         {
             Start = start;
+            this.atEnd = atEnd;
             this.logger = logger;
         }
 
@@ -176,6 +179,8 @@ internal sealed class RankGrain : Grain, IRankGrain
                 Remember(report);
                 Send(report);
             }
+            if (hasEnded)
+                atEnd();
         }
 
         /// <summary>Says again what matters beyond the moment, as new messages: receivers may have lost them, or know them already.</summary>

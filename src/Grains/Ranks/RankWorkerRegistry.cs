@@ -12,6 +12,7 @@ public sealed class RankWorkerRegistry : IAsyncDisposable
     private readonly NodeIdentity node;
     private readonly Func<int, IRankWorker> create;
     private readonly ConcurrentDictionary<int, Lazy<IRankWorker>> workers = new();
+    private readonly ConcurrentDictionary<int, AttemptId> busy = new();
 
     public RankWorkerRegistry(NodeIdentity node, Func<int, IRankWorker> create)
     {
@@ -27,6 +28,19 @@ public sealed class RankWorkerRegistry : IAsyncDisposable
             throw new InvalidOperationException(FormattableString.Invariant($"device {localRank} of node {node.Name} is not owned by this silo"));
         return workers.GetOrAdd(localRank, index => new Lazy<IRankWorker>(() => create(index))).Value;
     }
+
+    /// <summary>Makes every rank of this silo leave at once, whatever its attempt; any thread may call it.</summary>
+    public void AbortAll(string reason)
+    {
+        foreach (var (index, attempt) in busy)
+            Get(index).Post(new AbortRank(attempt, reason));
+    }
+
+    /// <summary>Called by the rank grains: a rank begins.</summary>
+    internal void MarkBusy(int localRank, AttemptId attempt) => busy[localRank] = attempt;
+
+    /// <summary>Called on the worker's thread: the rank has said its last word.</summary>
+    internal void MarkIdle(int localRank, AttemptId attempt) => busy.TryRemove(KeyValuePair.Create(localRank, attempt));
 
     /// <summary>Ends all workers, together.</summary>
     public async ValueTask DisposeAsync()

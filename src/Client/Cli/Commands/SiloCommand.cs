@@ -25,6 +25,7 @@ public sealed class SiloCommand(CommandConsole console) : IVerbCommand
         new("silo_port", "port", "Port for other silos; default: a free one. Fixed, a restarted silo replaces its predecessor at once."),
         new("gateway_port", "port", "Port for consoles; default: a free one."),
         new("log_folder", "folder", "Folder of the JSON log files; default: none are written."),
+        new("supervise", "", "Stay as a parent process that starts the silo again when it ends otherwise than asked."),
         new("membership", "tight|relaxed", "How fast a silent silo is declared dead: within 3 s, or 7 s for networks with pauses."),
     ];
 
@@ -37,14 +38,41 @@ public sealed class SiloCommand(CommandConsole console) : IVerbCommand
         var settings = await ReadAsync(words, options.Environment, cancellationToken);
         using var signals = StopSignals.OfThisProcess();
         using var stop = cancellationToken.Register(signals.Raise);
-        await using var silo = await SiloHost.StartAsync(
-            settings, services => SiloWorkers.Of(settings, options.Environment.LibTorch, services, TimeProvider.System), cancellationToken);
+        if (words.Flag("supervise"))
+            return await Supervisor(options.Words).RunAsync(signals.StopRequested);
+        SiloHost silo;
+        try
+        {
+            silo = await SiloHost.StartAsync(
+                settings, services => SiloWorkers.Of(settings, options.Environment.LibTorch, services, TimeProvider.System), cancellationToken);
+        }
+        catch (ClusterLostException lost)
+        {
+            console.Error.WriteLine("error: CTRL007 " + lost.Message);
+            return ExitCode.Failed;
+        }
         console.Out.WriteLine($"silo {settings.NodeName} of {settings.Cluster?.Redis} is ready: {Devices(settings)}");
         console.Out.Flush();
-        await signals.StopRequested;
+        if (await Task.WhenAny(signals.StopRequested, silo.Ended) == silo.Ended)
+        {
+            // What still runs here cannot be reached or must not go on: the process ends as it is.
+            console.Error.WriteLine("error: CTRL008 " + await silo.Ended);
+            return ExitCode.Failed;
+        }
         console.Out.WriteLine($"silo {settings.NodeName} is leaving: its jobs save and go on elsewhere, or wait.");
         console.Out.Flush();
+        await silo.DrainAsync();
+        await silo.DisposeAsync();
         return ExitCode.Ok;
+    }
+
+    // The same program with the same words, less the wish to be supervised.
+    private SiloSupervisor Supervisor(IReadOnlyList<string> words)
+    {
+        string program = Environment.ProcessPath ?? throw new InvalidOperationException("the program has no path");
+        IEnumerable<string> self = Path.GetFileNameWithoutExtension(program) == "dotnet" ? [typeof(SiloCommand).Assembly.Location] : [];
+        return new SiloSupervisor(
+            program, [.. self, "silo", .. words.Where(word => word is not ("--supervise" or "--supervise=true"))], TimeProvider.System, console.Error.WriteLine);
     }
 
     private static async Task<SiloOptions> ReadAsync(WordOptions words, LaunchEnvironment environment, CancellationToken cancellation)
