@@ -20,12 +20,13 @@ public sealed class FaultCluster : IAsyncDisposable
     public ProcessCluster Processes { get; }
 
     /// <summary>Starts a Redis and silos, and writes the model and the data.</summary>
-    public static async Task<FaultCluster> StartAsync(int numSilos, int devicesPerSilo, CancellationToken cancellation) =>
-        Prepare(await ProcessCluster.StartAsync(numSilos, devicesPerSilo, cancellation), cancellation);
+    /// <param name="membership">As for <see cref="ProcessCluster.StartAsync"/>.</param>
+    public static async Task<FaultCluster> StartAsync(int numSilos, int devicesPerSilo, CancellationToken cancellation, string membership = "tight") =>
+        Prepare(await ProcessCluster.StartAsync(numSilos, devicesPerSilo, cancellation, membership), cancellation);
 
     /// <summary>Likewise, three silos with a device each in namespaces of their own.</summary>
     public static async Task<FaultCluster> StartAsync(IsolatedNetwork network, CancellationToken cancellation) =>
-        Prepare(await ProcessCluster.StartAsync(3, 1, cancellation, network), cancellation);
+        Prepare(await ProcessCluster.StartAsync(3, 1, cancellation, "tight", network), cancellation);
 
     /// <summary>The folder of a job's run.</summary>
     public string RunFolder(string jobId) => folder.Combine("out", jobId);

@@ -39,7 +39,7 @@ public sealed class ClusterTests
     [Fact]
     public async Task Console_Interrupted_DetachesAndAnotherOneFollowsAndStopsTheSameJob()
     {
-        await using var cluster = await FaultCluster.StartAsync(1, 1, Cancellation);
+        await using var cluster = await FaultCluster.StartAsync(1, 1, Cancellation, "relaxed");
         await using var first = cluster.Submit("long", 1);
         await first.WaitForStepAsync(2, patience, Cancellation);
         first.Process.Signal(Posix.SigInt);
@@ -75,7 +75,7 @@ public sealed class ClusterTests
     [Fact]
     public async Task BadAddressesAndIds_AreOneSentenceAndExitCode2()
     {
-        await using var cluster = await FaultCluster.StartAsync(1, 1, Cancellation);
+        await using var cluster = await FaultCluster.StartAsync(1, 1, Cancellation, "relaxed");
         await using var locked = await RedisServer.StartAsync(Cancellation, "--requirepass", "secret");
         await using var replica = await RedisServer.StartAsync(Cancellation, "--replicaof", "127.0.0.1", FormattableString.Invariant($"{locked.Port}"));
         await using var silent = await RedisServer.StartAsync(Cancellation);

@@ -22,7 +22,7 @@ public sealed class FaultTests
     public async Task Kill_OfASiloWithARank_EndsWithTheBitsOfAnUndisturbedRunAndSaysWhatHappened()
     {
         string[] words = ["--train_iters", "16", "--save_interval", "4"];
-        await using var cluster = await FaultCluster.StartAsync(3, 1, Cancellation);
+        await using var cluster = await FaultCluster.StartAsync(3, 1, Cancellation, "relaxed");
         await using (var undisturbed = cluster.Submit("undisturbed", 2, words))
             Assert.Equal(ExitCode.Ok, await undisturbed.Process.ExitAsync(patience, Cancellation));
 
@@ -47,7 +47,7 @@ public sealed class FaultTests
     [Fact]
     public async Task ColdStart_AfterAllSilosWereKilled_TheJobGoesOnByItself()
     {
-        await using var cluster = await FaultCluster.StartAsync(2, 1, Cancellation);
+        await using var cluster = await FaultCluster.StartAsync(2, 1, Cancellation, "relaxed");
         await using var console = cluster.Submit("cold", 2, "--train_iters", "14", "--save_interval", "3");
         await console.WaitForStepAsync(5, patience, Cancellation);
         foreach (var silo in cluster.Processes.Silos) silo.Process.Signal(Posix.SigKill);
@@ -64,7 +64,7 @@ public sealed class FaultTests
     [Trait("Category", "faults")]
     public async Task Terminate_OfASiloWithARank_SavesExitsWith0AndTheJobGoesOn()
     {
-        await using var cluster = await FaultCluster.StartAsync(2, 1, Cancellation);
+        await using var cluster = await FaultCluster.StartAsync(2, 1, Cancellation, "relaxed");
         await using var console = cluster.Submit("drained", 1, "--save_interval", "1000");
         await console.WaitForStepAsync(3, patience, Cancellation);
         string plan = console.Events.Last(item => ConsoleProcess.IsAttempt(item, out _)).GetProperty("reason").GetString() ?? "";

@@ -8,9 +8,10 @@ public sealed class ProcessCluster : IAsyncDisposable
     private readonly TemporaryFolder folder = new();
     private readonly List<SiloProcess> silos = [];
 
+    private readonly string membership;
     private readonly IsolatedNetwork? network;
 
-    private ProcessCluster(RedisServer redis, IsolatedNetwork? network) => (Redis, this.network) = (redis, network);
+    private ProcessCluster(RedisServer redis, string membership, IsolatedNetwork? network) => (Redis, this.membership, this.network) = (redis, membership, network);
 
     /// <summary>Its Redis.</summary>
     public RedisServer Redis { get; }
@@ -27,11 +28,14 @@ public sealed class ProcessCluster : IAsyncDisposable
     /// <summary>Starts a Redis and silos n0, n1, … together, and waits for all of them.</summary>
     /// <param name="numSilos">Silos.</param>
     /// <param name="devicesPerSilo">Ranks that each can host.</param>
+    /// <param name="membership">
+    /// tight measures how fast a loss is seen; relaxed is for tests that ask what happens then, also on a machine that has other things to do.
+    /// </param>
     /// <param name="network">Silo n runs on its node n; null: all on loopback.</param>
-    public static async Task<ProcessCluster> StartAsync(int numSilos, int devicesPerSilo, CancellationToken cancellation, IsolatedNetwork? network = null)
+    public static async Task<ProcessCluster> StartAsync(int numSilos, int devicesPerSilo, CancellationToken cancellation, string membership = "relaxed", IsolatedNetwork? network = null)
     {
         string[] redisOptions = network is null ? [] : ["--bind", "127.0.0.1", IsolatedNetwork.HostAddress, "--protected-mode", "no"];
-        var cluster = new ProcessCluster(await RedisServer.StartAsync(cancellation, redisOptions), network);
+        var cluster = new ProcessCluster(await RedisServer.StartAsync(cancellation, redisOptions), membership, network);
         try
         {
             for (int i = 0; i < numSilos; i++) cluster.Add(devicesPerSilo);
@@ -51,8 +55,8 @@ public sealed class ProcessCluster : IAsyncDisposable
         int index = silos.Count;
         string node = string.Create(CultureInfo.InvariantCulture, $"n{index}");
         var silo = network is null
-            ? SiloProcess.Start(Address, node, devices, LogFolder)
-            : SiloProcess.Start(Address, node, devices, LogFolder, IsolatedNetwork.AddressOf(index), network.Prefix(index));
+            ? SiloProcess.Start(Address, node, devices, LogFolder, membership)
+            : SiloProcess.Start(Address, node, devices, LogFolder, membership, IsolatedNetwork.AddressOf(index), network.Prefix(index));
         silos.Add(silo);
         return silo;
     }

@@ -33,9 +33,10 @@ public sealed class SiloProcess : IAsyncDisposable
     /// <param name="numDevices">Ranks that it can host.</param>
     /// <param name="logFolder">Folder of its log.</param>
     /// <param name="address">Address that the others reach it by.</param>
+    /// <param name="membership">How fast silos that do not answer are given up: tight or relaxed.</param>
     /// <param name="prefix">As for <see cref="ProgramProcess.StartMegatron"/>.</param>
     public static SiloProcess Start(
-        string cluster, string node, int numDevices, string logFolder, string address = "127.0.0.1", IReadOnlyList<string>? prefix = null)
+        string cluster, string node, int numDevices, string logFolder, string membership, string address = "127.0.0.1", IReadOnlyList<string>? prefix = null)
     {
         int[] ports = FreePorts.Take(2);
         string devices = string.Join(',', Enumerable.Range(0, numDevices).Select(index => index.ToString(CultureInfo.InvariantCulture)));
@@ -43,7 +44,7 @@ public sealed class SiloProcess : IAsyncDisposable
         [
             "silo", "--cluster", cluster, "--node_name", node, "--silo_devices", devices, "--silo_address", address,
             "--silo_port", ports[0].ToString(CultureInfo.InvariantCulture), "--gateway_port", ports[1].ToString(CultureInfo.InvariantCulture),
-            "--log_folder", logFolder,
+            "--log_folder", logFolder, "--membership", membership,
         ], prefix ?? []);
     }
 
