@@ -26,6 +26,12 @@ public sealed class GoldenVerifierTests
     public void Verify_OnSeveralRanks_EveryCheckPasses(string model, int worldSize, int tensor, int pipeline, bool sequence) => AssertPasses(
         model, new TrainingConfig { TensorModelParallelSize = tensor, PipelineModelParallelSize = pipeline, SequenceParallel = sequence }, worldSize);
 
+    [Theory]
+    [InlineData("qwen2.5-dense", 2, "a2a")]
+    [InlineData("llama3.1-dense", 4, "p2p")]
+    public void Verify_OnContextParallelRanks_EveryCheckPasses(string model, int ranks, string exchange) =>
+        AssertPasses(model, new TrainingConfig { ContextParallelSize = ranks, CpCommType = exchange }, ranks);
+
     private static void AssertPasses(string model, TrainingConfig config, int worldSize = 1)
     {
         using var leaks = LeakCheck.Start();

@@ -106,6 +106,9 @@ internal static class CombinationRules
         if (config.UseFlashAttn && config.AttentionBackend is not ("flash" or "auto"))
             Add(errors,
                 $"--use_flash_attn = true contradicts --attention_backend = {config.AttentionBackend}; use flash or leave use_flash_attn out.");
+        if (config.CpCommType != "p2p" && config.ContextParallelSize == 1)
+            Add(errors,
+                $"--cp_comm_type = {config.CpCommType} needs --context_parallel_size above 1, which is 1; raise it or leave cp_comm_type out.");
         if (config is { AttentionBackend: "fused", ContextParallelSize: > 1, CpCommType: "p2p" })
             Add(errors,
                 "--attention_backend = fused does not go with --cp_comm_type = p2p, which merges what the kernel does not give; use flash, unfused or auto, or cp_comm_type a2a.");

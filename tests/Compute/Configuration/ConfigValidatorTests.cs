@@ -164,6 +164,8 @@ public sealed class ConfigValidatorTests
             "CFG007 --context_parallel_size = 16 with --cp_comm_type = a2a must divide num_attention_heads = 16 and num_query_groups = 8; choose 1, 2, 4 or 8, or --cp_comm_type p2p." },
         { """{"context_parallel_size": 4, "tensor_model_parallel_size": 4, "cp_comm_type": "a2a"}""", 16, "d",
             "CFG007 --context_parallel_size = 4 with --cp_comm_type = a2a must divide num_attention_heads = 16 and num_query_groups = 8 / tensor_model_parallel_size = 4 and 2; choose 1 or 2, or --cp_comm_type p2p." },
+        { """{"cp_comm_type": "a2a"}""", 1, "d",
+            "CFG006 --cp_comm_type = a2a needs --context_parallel_size above 1, which is 1; raise it or leave cp_comm_type out." },
         { """{"context_parallel_size": 2, "attention_backend": "fused"}""", 2, "d",
             "CFG006 --attention_backend = fused does not go with --cp_comm_type = p2p, which merges what the kernel does not give; use flash, unfused or auto, or cp_comm_type a2a." },
         { """{"sequence_parallel": true, "tensor_model_parallel_size": 4, "max_length": 1022}""", 4, "d",
