@@ -13,12 +13,16 @@ public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
 
     private static readonly TrainingConfig Plain = new() { UseDistributedOptimizer = false };
 
+    /// <summary>All overlaps, and buckets that are small enough for the golden models to have several.</summary>
+    private static readonly TrainingConfig Overlapped = new() { OverlapGradReduce = true, OverlapParamGather = true, DdpBucketSize = 20_000 };
+
     public static IReadOnlyList<string> Models => ["qwen2.5-dense", "qwen3-dense", "llama3.1-dense", "qwen3-moe", "qwen2-moe"];
 
     public static IReadOnlyList<ParityCell> All { get; } =
     [
         new("tp2", 2, Plain with { TensorModelParallelSize = 2 }),
         new("tp2+sp", 2, Plain with { TensorModelParallelSize = 2, SequenceParallel = true }),
+        new("tp2+sp, overlapped", 2, Plain with { TensorModelParallelSize = 2, SequenceParallel = true, TpCommOverlap = true }),
         new("tp4+sp", 4, Plain with { TensorModelParallelSize = 4, SequenceParallel = true }),
         new("pp2", 2, Plain with { PipelineModelParallelSize = 2 }),
         new("pp4", 4, Plain with { PipelineModelParallelSize = 4 }),
@@ -44,6 +48,12 @@ public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
         new("dp4", 4, Plain),
         new("dp2, distributed optimizer", 2, Plain with { UseDistributedOptimizer = true }),
         new("dp4, distributed optimizer", 4, Plain with { UseDistributedOptimizer = true }),
+        new("dp2, overlapped", 2, Overlapped with { OverlapParamGather = false, UseDistributedOptimizer = false }),
+        new("dp2, distributed optimizer, overlapped", 2, Overlapped),
+        new("dp4, distributed optimizer, overlapped", 4, Overlapped),
+        new("tp2 x pp2 x dp2", 8, Plain with { TensorModelParallelSize = 2, PipelineModelParallelSize = 2 }),
+        new("tp2+sp x pp2 x dp2, all overlapped", 8,
+            Overlapped with { TensorModelParallelSize = 2, SequenceParallel = true, TpCommOverlap = true, PipelineModelParallelSize = 2 }),
         new("tp2 x pp2", 4, Plain with { TensorModelParallelSize = 2, PipelineModelParallelSize = 2 }),
         new("pp2 x dp2, distributed optimizer", 4, Plain with { PipelineModelParallelSize = 2, UseDistributedOptimizer = true }),
         new("pp2 x vp2 x dp2", 4, Plain with { PipelineModelParallelSize = 2, VirtualPipelineModelParallelSize = 2 }),
@@ -82,7 +92,7 @@ public sealed record ParityCell(string Name, int Ranks, TrainingConfig Config)
     public static IReadOnlyList<ParityCell> AllPacked { get; } =
     [
         .. All.Where(cell => cell.Config.ContextParallelSize > 1
-            || cell.Name is "tp2+sp" or "pp2" or "pp2 x vp2" or "dp2, distributed optimizer" or "ep2" or "tp2+sp x pp2 x dp2, distributed optimizer").Select(cell => cell.Packed),
+            || cell.Name is "tp2+sp" or "pp2" or "pp2 x vp2" or "dp2, distributed optimizer" or "dp4, distributed optimizer, overlapped" or "tp2+sp x pp2 x dp2, all overlapped" or "ep2" or "tp2+sp x pp2 x dp2, distributed optimizer").Select(cell => cell.Packed),
     ];
 
     /// <summary>The same layout on packed rows.</summary>

@@ -1,5 +1,8 @@
 using System.Globalization;
+using System.Net;
+using System.Net.Sockets;
 using Megatron.Compute.Configuration;
+using Megatron.Compute.Training;
 
 namespace Megatron.Client.Cli;
 
@@ -23,11 +26,33 @@ public sealed record LaunchEnvironment(
     /// <summary>Ranks of the run: nodes × ranks per node.</summary>
     public int WorldSize => (ProcessesPerNode ?? 1) * (Nodes ?? 1);
 
-    /// <summary>Refuses ranks on other nodes for a verb that cannot have them.</summary>
-    /// <exception cref="ConfigException">CFG004.</exception>
-    public void RequireOneNode(string verb)
+    /// <summary>This process's place among those of NNODES nodes; null when there is one node.</summary>
+    /// <exception cref="ConfigException">A variable is missing, MASTER_ADDR has no address, or the backend does not reach other nodes: all are listed.</exception>
+    public NodePlacement? Placement(string verb, string backend)
     {
-        if (Nodes > 1) throw new ConfigException("CFG004", $"megatron {verb} runs on one node, but NNODES = {Nodes}; set NNODES = 1.");
+        if (Nodes is not > 1) return null;
+        var errors = new List<ConfigError>();
+        if (backend != "gloo")
+            errors.Add(new("CFG004", $"--distributed_backend = {backend} does not reach other nodes in megatron {verb}, but NNODES = {Nodes}; use --distributed_backend gloo or set NNODES = 1."));
+        foreach (var (name, isSet) in (ReadOnlySpan<(string, bool)>)[("NODE_RANK", NodeRank is not null), ("MASTER_ADDR", MasterAddress is not null), ("MASTER_PORT", MasterPort is not null)])
+            if (!isSet) errors.Add(new("CFG010", $"The environment variable {name} is missing, but NNODES = {Nodes}; set it on every node."));
+        var address = MasterAddress is null ? null : Resolve(MasterAddress, errors);
+        if (errors.Count > 0 || address is null) throw new ConfigException(errors);
+        return new NodePlacement(Nodes.Value, NodeRank ?? 0, ProcessesPerNode ?? 1, new IPEndPoint(address, MasterPort ?? 0));
+    }
+
+    private static IPAddress? Resolve(string host, List<ConfigError> errors)
+    {
+        try
+        {
+            var addresses = Dns.GetHostAddresses(host);
+            return Array.Find(addresses, address => address.AddressFamily == AddressFamily.InterNetwork) ?? addresses[0];
+        }
+        catch (SocketException problem)
+        {
+            errors.Add(new("CFG010", $"The environment variable MASTER_ADDR = {host} cannot be resolved ({problem.Message}); set the name or address of node 0."));
+            return null;
+        }
     }
 
     /// <summary>Reads the variables; an empty one counts as not set.</summary>

@@ -6,7 +6,7 @@ using static Megatron.Compute.Configuration.OptionSection;
 public sealed partial record TrainingConfig
 {
     [Option("distributed_backend", "Collectives between processes: nccl on GPUs, gloo on CPUs (ranks of one CPU process need neither).",
-        Distributed, Choices = "nccl|gloo", Effect = OptionEffect.SpeedOnly)]
+        Distributed, Choices = "nccl|gloo")]
     public string DistributedBackend { get; init; } = "nccl";
 
     [Option("use_distributed_optimizer", "Shard fp32 masters and moments over the data-parallel ranks (ZeRO-1).", Distributed)]
@@ -42,7 +42,7 @@ public sealed partial record TrainingConfig
     [Option("cp_comm_type", "How context-parallel ranks reach each other's keys: round a ring (p2p), or by exchanging tokens for heads (a2a).", Distributed, Choices = "p2p|all_gather|a2a|a2a+p2p")]
     public string CpCommType { get; init; } = "p2p";
 
-    [Option("tp_comm_overlap", "Overlap tensor-parallel communication with products.", Distributed, Effect = OptionEffect.SpeedOnly)]
+    [Option("tp_comm_overlap", "Run tensor-parallel communication beside products, in chunks of the tokens; needs sequence_parallel.", Distributed)]
     public bool TpCommOverlap { get; init; }
 
     [Option("overlap_grad_reduce", "Reduce a bucket's gradients while backward runs.", Distributed)]
@@ -58,7 +58,7 @@ public sealed partial record TrainingConfig
     [Option("grad_reduce_in_bf16", "Send gradients between data-parallel ranks in bf16 instead of fp32: half the volume, rounded sums.", Distributed)]
     public bool GradReduceInBf16 { get; init; }
 
-    [Option("distributed_timeout_minutes", "Time limit of a collective, in minutes.", Distributed, Effect = OptionEffect.SpeedOnly)]
+    [Option("distributed_timeout_minutes", "Time limit of a collective, in minutes.", Distributed)]
     public int DistributedTimeoutMinutes { get; init; } = 300_000;
 
     [Option("logical_data_shards", "Gradient accumulators added in a fixed order, so that bits do not depend on the data-parallel size.",

@@ -50,7 +50,7 @@ public sealed class GptModel : IDisposable
     public GptModel(ModelConfig config, ModelOptions options, ParallelState parallel, StageLayout stage)
     {
         (Config, Options, Stage) = (config, options, stage);
-        region = new SequenceParallelRegion(parallel.TensorParallel, parallel.SequenceParallel);
+        region = new SequenceParallelRegion(parallel.TensorParallel, parallel.SequenceParallel, options.TensorOverlapChunks);
         rotary = new RotaryEmbedding(config.Rotary, config.KvChannels, config.MaxPositionEmbeddings, options.Dtype, options.Device);
         if (config.Moe is { } moe) Routing = new RoutingStatistics(config.NumLayers, moe.NumExperts, options.Device);
         var context = new LayerContext

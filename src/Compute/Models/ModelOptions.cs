@@ -24,6 +24,9 @@ public sealed record ModelOptions
     /// <summary>Routing; read by architectures with experts only.</summary>
     public required MoeOptions Moe { get; init; }
 
+    /// <summary>Chunks in which tensor-parallel communication runs beside products (<c>--tp_comm_overlap</c>); 1 for none.</summary>
+    public int TensorOverlapChunks { get; init; } = 1;
+
     /// <summary>Tokens whose logits exist at a time in the head.</summary>
     public int HeadChunkTokens { get; init; } = 2048;
 }

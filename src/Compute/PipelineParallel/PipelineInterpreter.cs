@@ -9,7 +9,8 @@ namespace Megatron.Compute.PipelineParallel;
 /// </summary>
 /// <remarks>
 /// A transfer is two messages, an int64 [2] with the shape and then the data, because rows differ in length from one micro-batch to the
-/// next (DESIGN D14). Sends are started and awaited later, at most <see cref="MaxPendingSends"/> per peer behind.
+/// next (DESIGN D14): per micro-batch a rank sends 16 bytes and its [t, H] activation for each of its chunks but the model's last, and as much
+/// backward for each but the first. Sends are started and awaited later, at most <see cref="MaxPendingSends"/> per peer behind.
 /// </remarks>
 public sealed class PipelineInterpreter
 {

@@ -32,16 +32,14 @@ public sealed class ColumnParallelLinear : IInputRestorable
     public Tensor Forward(Tensor x_tI, Saved saved)
     {
         saved.Keep(Input, x_tI);
-        using var x_TI = region.Gather(x_tI);
-        return nn.functional.linear(x_TI, weight_oI.Data, bias_o?.Data);
+        return region.GatherThen(x_tI, x_TI => nn.functional.linear(x_TI, weight_oI.Data, bias_o?.Data));
     }
 
     /// <inheritdoc/>
     public Tensor BackwardInput(Tensor gradOutput_To, Saved saved)
     {
         saved.Keep(GradOutput, gradOutput_To);
-        using var partial_TI = gradOutput_To.mm(weight_oI.Data);
-        return region.Reduce(partial_TI);
+        return region.ThenReduce(gradOutput_To, grad_To => grad_To.mm(weight_oI.Data));
     }
 
     /// <summary>Gathers the kept input again under sequence parallelism, so that only 1/tp of it is stored meanwhile.</summary>
@@ -49,7 +47,7 @@ public sealed class ColumnParallelLinear : IInputRestorable
     {
         using var scope = NewDisposeScope();
         var gradOutput_To = saved.Take(GradOutput);
-        WeightGradient.Accumulate(weight_oI, gradOutput_To, region.Gather(saved.Take(Input)));
+        region.ForEachGathered(saved.Take(Input), gradOutput_To, (grad_To, x_TI) => WeightGradient.Accumulate(weight_oI, grad_To, x_TI));
         if (bias_o is not null) WeightGradient.AccumulateBias(bias_o, gradOutput_To);
     }
 

@@ -8,7 +8,11 @@ namespace Megatron.Compute.TensorParallel;
 /// logits of a chunk into their gradient in place and that at once into the chunk's share of the hidden gradient and of the weight gradient:
 /// the loss factor is known beforehand (DESIGN D8), so nothing is computed twice and no [T, V] tensor ever exists.
 /// </summary>
-/// <remarks>Shape letters: T tokens, t tokens outside the region, C tokens of a chunk, v rows of the vocabulary on this rank, H hidden.</remarks>
+/// <remarks>
+/// Communication over a TP group, for one micro-batch: the hidden states are gathered under sequence parallelism, their gradient is reduced
+/// (all-reduce, or reduce-scatter), and 3 all-reduces of T fp32 values make the cross-entropy. Shape letters: T tokens, t tokens outside the
+/// region, C tokens of a chunk, v rows of the vocabulary on this rank, H hidden.
+/// </remarks>
 public sealed class OutputHead
 {
     private const int GradHidden = 0; // [T, H]

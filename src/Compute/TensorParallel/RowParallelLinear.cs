@@ -27,16 +27,15 @@ public sealed class RowParallelLinear : ILayer
     public Tensor Forward(Tensor x_Ti, Saved saved)
     {
         saved.Keep(Input, x_Ti);
-        using var partial_TO = nn.functional.linear(x_Ti, weight_Oi.Data);
-        return region.Reduce(partial_TO);
+        return region.ThenReduce(x_Ti, rows_Ti => nn.functional.linear(rows_Ti, weight_Oi.Data));
     }
 
     /// <inheritdoc/>
     public Tensor BackwardInput(Tensor gradOutput_tO, Saved saved)
     {
-        using var gradOutput_TO = region.Gather(gradOutput_tO);
-        saved.Keep(GradOutput, gradOutput_TO);
-        return gradOutput_TO.mm(weight_Oi.Data);
+        var gradInput_Ti = region.GatherThen(gradOutput_tO, rows_TO => rows_TO.mm(weight_Oi.Data), out var gradOutput_TO);
+        using (gradOutput_TO) saved.Keep(GradOutput, gradOutput_TO);
+        return gradInput_Ti;
     }
 
     /// <inheritdoc/>

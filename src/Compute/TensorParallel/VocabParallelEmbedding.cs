@@ -8,7 +8,10 @@ namespace Megatron.Compute.TensorParallel;
 /// Token embedding with the rows of the table split over the tensor-parallel group: each rank looks up the ids it owns, zeros stand for
 /// the others, and the sum over the group is the embedding. Not an <see cref="ILayer"/>: ids have no gradient.
 /// </summary>
-/// <remarks>Shape letters: T tokens, t tokens outside the region, v rows of this rank, H hidden.</remarks>
+/// <remarks>
+/// Communication over a TP group, for one micro-batch: the embeddings are reduced (all-reduce, or reduce-scatter under sequence parallelism,
+/// where the gradient is gathered). Shape letters: T tokens, t tokens outside the region, v rows of this rank, H hidden.
+/// </remarks>
 public sealed class VocabParallelEmbedding
 {
     private const int GradOutput = 0;

@@ -2,6 +2,7 @@ using System.Globalization;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Models;
+using Megatron.Compute.PipelineParallel;
 using Megatron.Compute.Tokenization;
 
 namespace Megatron.Compute.Training;
@@ -35,7 +36,17 @@ public static class DryRun
                 $"a checkpoint every {config.SaveInterval} iterations below {run.Folder}"),
             string.Create(CultureInfo.InvariantCulture, $"model: {numParameters} parameters; weights, gradients and optimizer take {numParameters * bytesPerParameter / BytesPerMebibyte:F1} MiB over all " +
                 $"ranks, activations come on top"),
+            .. Pipeline(run, worldSize),
             "dry run: nothing was written.",
         ];
+    }
+
+    /// <summary>The schedule of a step; nothing without pipelining.</summary>
+    private static IReadOnlyList<string> Pipeline(PreparedRun run, int worldSize)
+    {
+        var config = run.Config;
+        if (config.PipelineModelParallelSize == 1) return [];
+        var numMicroBatches = config.GlobalBatchSize / (config.MicroBatchSize * RunSettings.Dims(config, worldSize).DataParallelSize);
+        return PipelineDiagram.Draw(RunSettings.Trainer(config).Schedule, RunSettings.Partition(config, run.Model).Shape, numMicroBatches);
     }
 }

@@ -1,3 +1,5 @@
+using System.Net;
+using System.Net.Sockets;
 using System.Runtime.ExceptionServices;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
@@ -5,9 +7,28 @@ using Megatron.Compute.Native;
 
 namespace Megatron.Compute.Training;
 
-/// <summary>Runs a <see cref="GoldenVerifier"/> on each rank of a layout, the ranks being threads of this process.</summary>
+/// <summary>Which ranks a process runs when each node has one process, and where the processes meet.</summary>
+/// <param name="NumNodes">NNODES.</param>
+/// <param name="NodeRank">NODE_RANK: node 0 runs the rendezvous server.</param>
+/// <param name="RanksPerNode">NPROC_PER_NODE, the same on every node.</param>
+/// <param name="Master">MASTER_ADDR and MASTER_PORT.</param>
+public sealed record NodePlacement(int NumNodes, int NodeRank, int RanksPerNode, IPEndPoint Master)
+{
+    /// <summary>Ranks of all nodes.</summary>
+    public int WorldSize => NumNodes * RanksPerNode;
+
+    /// <summary>Global rank of this node's first rank.</summary>
+    public int FirstRank => NodeRank * RanksPerNode;
+
+    /// <summary>Ranks that share this machine's cores: all of them when the nodes meet at a loopback address.</summary>
+    public int RanksOnThisMachine => IPAddress.IsLoopback(Master.Address) ? WorldSize : RanksPerNode;
+}
+
+/// <summary>Runs a <see cref="GoldenVerifier"/> on each rank of a layout: threads of this process, or of one process on each of several nodes.</summary>
 public static class GoldenRun
 {
+    private const string AttemptName = "verify/1";
+
     private static readonly TimeSpan CollectiveTimeout = TimeSpan.FromMinutes(30);
 
     /// <summary>Runs all comparisons and writes the dump that the configuration asks for.</summary>
@@ -20,40 +41,95 @@ public static class GoldenRun
     {
         var resolved = GoldenVerifier.Resolve(config, worldSize);
         var world = new LoopbackWorld(CollectiveTimeout);
-        var results = new IReadOnlyList<GoldenCheck>[worldSize];
-        if (worldSize == 1) return RunRank(resolved, worldSize, 0, world, environment);
-        var failures = new List<Exception>();
-        var threads = new Thread[worldSize];
-        for (var i = 0; i < worldSize; i++)
+        if (worldSize == 1) return RunRank(resolved, worldSize, 0, 0, world, environment);
+        return RunThreads(worldSize, rank => RunRank(resolved, worldSize, rank, rank, world, environment), world.Abort);
+    }
+
+    /// <summary>
+    /// This node's part of a run over TCP (<c>--distributed_backend gloo</c>); called on every node, it returns the same on each.
+    /// </summary>
+    /// <param name="config">As in <see cref="Run"/>; the same on every node.</param>
+    /// <param name="cancellation">Gives up the meeting of the ranks.</param>
+    /// <exception cref="ConfigException">The folder, the layout or the master's address cannot be used.</exception>
+    /// <exception cref="RankFaultException">A rank did not come or was lost; it is named.</exception>
+    public static IReadOnlyList<GoldenCheck> RunNode(TrainingConfig config, NodePlacement placement, RankEnvironment environment, CancellationToken cancellation)
+    {
+        var resolved = GoldenVerifier.Resolve(config, placement.WorldSize);
+        using var server = placement.NodeRank == 0 ? Serve(placement) : null;
+        var timeout = TimeSpan.FromMinutes(config.DistributedTimeoutMinutes);
+        var worlds = new TcpWorld?[placement.RanksPerNode];
+        using var giveUp = CancellationTokenSource.CreateLinkedTokenSource(cancellation);
+        try
         {
-            var rank = i;
-            threads[rank] = new Thread(() =>
+            return RunThreads(placement.RanksPerNode, local =>
+            {
+                var rank = placement.FirstRank + local;
+                var world = TcpWorld.Join($"tcp://{placement.Master}", AttemptName, rank, timeout, giveUp.Token);
+                Volatile.Write(ref worlds[local], world);
+                return RunRank(resolved, placement.WorldSize, rank, local, world, environment);
+            }, reason =>
+            {
+                giveUp.Cancel();
+                for (var local = 0; local < worlds.Length; local++) Volatile.Read(ref worlds[local])?.Abort(reason);
+            });
+        }
+        finally
+        {
+            foreach (var world in worlds) world?.Dispose();
+        }
+    }
+
+    /// <summary>Runs each rank on a thread; when one fails, the others are aborted and its exception is thrown.</summary>
+    private static IReadOnlyList<GoldenCheck> RunThreads(int numRanks, Func<int, IReadOnlyList<GoldenCheck>> run, Action<string> abort)
+    {
+        var results = new IReadOnlyList<GoldenCheck>[numRanks];
+        var failures = new List<Exception>();
+        var threads = new Thread[numRanks];
+        for (var i = 0; i < numRanks; i++)
+        {
+            var local = i;
+            threads[local] = new Thread(() =>
             {
                 try
                 {
-                    results[rank] = RunRank(resolved, worldSize, rank, world, environment);
+                    results[local] = run(local);
                 }
                 catch (Exception failure)
                 {
                     lock (failures) failures.Add(failure);
-                    world.Abort($"rank {rank} failed: {failure.Message}");
+                    abort($"rank {local} of this process failed: {failure.Message}");
                 }
             })
-            { Name = $"rank-{rank}", IsBackground = true };
-            threads[rank].Start();
+            { Name = $"rank-{local}", IsBackground = true };
+            threads[local].Start();
         }
         foreach (var thread in threads) thread.Join();
         if (failures.Count > 0) ExceptionDispatchInfo.Throw(failures[0]); // the others follow from it
         return results[0];
     }
 
-    private static IReadOnlyList<GoldenCheck> RunRank(TrainingConfig config, int worldSize, int rank, LoopbackWorld world, RankEnvironment environment)
+    private static IReadOnlyList<GoldenCheck> RunRank(
+        TrainingConfig config, int worldSize, int rank, int localRank, IProcessGroupFactory factory, RankEnvironment environment)
     {
-        var device = CudaDevices.Choose(config.Device, rank, environment.PrepareThread());
-        using var parallel = ParallelState.Create(RunSettings.Dims(config, worldSize), rank, world, config.SequenceParallel);
+        var device = CudaDevices.Choose(config.Device, localRank, environment.PrepareThread());
+        using var parallel = ParallelState.Create(RunSettings.Dims(config, worldSize), rank, factory, config.SequenceParallel);
         using var verifier = new GoldenVerifier(config, parallel, device);
         var checks = verifier.Run();
         if (rank == 0 && config.Dump is { } dump) verifier.WriteDump(dump);
+        parallel.World.Barrier(); // nobody leaves while another still talks to it
         return checks;
+    }
+
+    private static TcpRendezvousServer Serve(NodePlacement placement)
+    {
+        try
+        {
+            return new TcpRendezvousServer(placement.Master, maxConnections: 2 * placement.WorldSize + 16);
+        }
+        catch (SocketException problem)
+        {
+            throw new ConfigException("CFG010",
+                $"Node 0 cannot listen on MASTER_ADDR:MASTER_PORT = {placement.Master} ({problem.Message}); give an address of this machine and a free port.");
+        }
     }
 }

@@ -19,6 +19,9 @@ namespace Megatron.Compute.Training;
 /// </summary>
 public static class RunSettings
 {
+    /// <summary>Two would leave half of each collective uncovered, many make products small.</summary>
+    private const int TensorOverlapChunks = 4;
+
     /// <summary>Model dtype of the run: fp32, bf16 or fp16.</summary>
     public static ScalarType ModelDType(TrainingConfig config) => config.TorchDtype switch
     {
@@ -120,6 +123,7 @@ public static class RunSettings
         Device = device,
         Seed = config.Seed,
         Recompute = Recompute(config),
+        TensorOverlapChunks = config.TpCommOverlap ? TensorOverlapChunks : 1,
         Attention = new AttentionOptions
         {
             Backend = config.AttentionBackend switch

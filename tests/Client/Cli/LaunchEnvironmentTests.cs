@@ -33,6 +33,25 @@ public sealed class LaunchEnvironmentTests
     public void Read_NodeRankNotBelowNodes_IsRefused() =>
         Assert.Contains("NODE_RANK = 2 is not below NNODES = 2", Assert.Throws<ConfigException>(() => Read(("NNODES", "2"), ("NODE_RANK", "2"))).Message, StringComparison.Ordinal);
 
+    [Fact]
+    public void Placement_OneNode_IsNone() => Assert.Null(Read(("NPROC_PER_NODE", "4"), ("NNODES", "1")).Placement("verify", "nccl"));
+
+    [Fact]
+    public void Placement_SeveralNodes_SaysWhichRanksAreHereAndWhereAllMeet()
+    {
+        var placement = Read(("NPROC_PER_NODE", "2"), ("NNODES", "3"), ("NODE_RANK", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")).Placement("verify", "gloo");
+        Assert.Equal((6, 2, 6, "127.0.0.1:29500"), (placement?.WorldSize, placement?.FirstRank, placement?.RanksOnThisMachine, placement?.Master.ToString()));
+    }
+
+    [Fact]
+    public void Placement_SomethingMissing_IsAllListed()
+    {
+        var errors = Assert.Throws<ConfigException>(() => Read(("NNODES", "2"), ("MASTER_ADDR", "no.such.host.invalid")).Placement("verify", "nccl")).Errors;
+        Assert.Equal(4, errors.Count);
+        Assert.Contains(errors, error => error.Message.StartsWith("--distributed_backend = nccl does not reach other nodes", StringComparison.Ordinal));
+        Assert.Contains(errors, error => error.Message.Contains("MASTER_ADDR = no.such.host.invalid cannot be resolved", StringComparison.Ordinal));
+    }
+
     private static LaunchEnvironment Read(params (string Name, string Value)[] variables) =>
         LaunchEnvironment.Read(name => variables.FirstOrDefault(variable => variable.Name == name).Value);
 }

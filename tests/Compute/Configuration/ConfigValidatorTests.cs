@@ -95,6 +95,27 @@ public sealed class ConfigValidatorTests
             "CFG006 --overlap_param_gather = true needs the distributed optimizer; use --use_distributed_optimizer true." },
         { """{"overlap_param_gather": true}""", 1, "d",
             "CFG006 --overlap_param_gather = true needs the overlapped reduction; use --overlap_grad_reduce true." },
+        { """{"overlap_grad_reduce": true, "logical_data_shards": 4}""", 1, "d",
+            "CFG006 --overlap_grad_reduce = true does not go with --logical_data_shards = 4, whose sums begin after the backward; leave one out." },
+        { """{"grad_reduce_in_bf16": true, "logical_data_shards": 4}""", 1, "d",
+            "CFG006 --grad_reduce_in_bf16 = true does not go with --logical_data_shards, which keeps every bit; leave one out." },
+        { """{"ddp_bucket_size": 0}""", 1, "d", "CFG005 --ddp_bucket_size = 0 is out of range; give a finite number 1 or more." },
+        { """{"pipeline_model_parallel_size": 0}""", 1, "d", "CFG005 --pipeline_model_parallel_size = 0 is out of range; give a finite number 1 or more." },
+        { """{"context_parallel_size": 0}""", 1, "d", "CFG005 --context_parallel_size = 0 is out of range; give a finite number 1 or more." },
+        { """{"expert_model_parallel_size": -1}""", 1, "s", "CFG005 --expert_model_parallel_size = -1 is out of range; give a finite number 1 or more." },
+        { """{"expert_tensor_parallel_size": 0}""", 1, "s", "CFG005 --expert_tensor_parallel_size = 0 is out of range; give a finite number 1 or more." },
+        { """{"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 0}""", 2, "d",
+            "CFG005 --virtual_pipeline_model_parallel_size = 0 is out of range; give a finite number 1 or more." },
+        { """{"pipeline_model_parallel_size": 2, "decoder_last_pipeline_num_layers": 0}""", 2, "d",
+            "CFG005 --decoder_last_pipeline_num_layers = 0 is out of range; give a finite number 1 or more." },
+        { """{"decoder_last_pipeline_num_layers": 2}""", 1, "d",
+            "CFG006 --decoder_last_pipeline_num_layers = 2 needs --pipeline_model_parallel_size above 1, which is 1; raise it or leave it out." },
+        { """{"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2, "pipeline_schedule": "zero_bubble"}""", 2, "d",
+            "CFG006 --pipeline_schedule = zero_bubble has one model chunk per stage; leave --virtual_pipeline_model_parallel_size out or use interleaved." },
+        { """{"pipeline_model_parallel_size": 32, "global_batch_size": 32}""", 32, "d",
+            "CFG007 --pipeline_model_parallel_size = 32 does not divide num_layers = 28; choose 1, 2, 4, 7, 14 or 28, or set decoder_first_pipeline_num_layers or decoder_last_pipeline_num_layers." },
+        { """{"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 4}""", 2, "d",
+            "CFG007 --num_layers_per_virtual_pipeline_stage = 4 does not divide the layers of a stage = 14; choose 1, 2, 7 or 14." },
         { """{"tp_comm_overlap": true}""", 1, "d",
             "CFG006 --tp_comm_overlap = true needs sequence parallelism; use --sequence_parallel true." },
         { """{"sequence_parallel": true}""", 1, "d",
@@ -196,6 +217,24 @@ public sealed class ConfigValidatorTests
         { """{"logical_data_shards": 5}""", 1, "d",
             "CFG007 --logical_data_shards = 5 does not divide the global batch of 16 micro-batches; choose 1, 2, 4, 8 or 16." },
     };
+
+    [Fact]
+    public void BadValues_ImpossibleLayouts_AreFortyAtLeast()
+    {
+        string[] layout = ["parallel", "pipeline", "overlap", "shards", "bucket", "global_batch_size", "comm"];
+        Assert.True(BadValues.Count(row => layout.Any(word => row.Data.Item1.Contains(word, StringComparison.Ordinal))) >= 40);
+    }
+
+    [Fact]
+    public void Validate_FiveMistakesOfALayout_AreAllReportedAtOnce()
+    {
+        var config = TrainingConfig.FromJson(
+            """{"tensor_model_parallel_size": 16, "pipeline_model_parallel_size": 3, "overlap_param_gather": true, "tp_comm_overlap": true, "sequence_parallel": false, "decoder_first_pipeline_num_layers": 40}""");
+        var messages = ConfigValidator.Validate(config, Dense, 50).Select(error => error.Message).ToArray();
+        foreach (var option in (string[])["tensor_model_parallel_size = 16 does not divide num_query_groups = 8", "decoder_first_pipeline_num_layers = 40", "overlap_param_gather", "tp_comm_overlap", "50 ranks are not a multiple of tensor"])
+            Assert.Contains(messages, message => message.Contains(option));
+        Assert.Equal(5, messages.Length);
+    }
 
     [Theory]
     [MemberData(nameof(BadValues))]

@@ -23,8 +23,11 @@ public sealed class TensorParallelTests
     [InlineData(2, false, true, 0.3)]
     [InlineData(4, true, false, 0.0)]
     [InlineData(4, false, true, 0.0)]
-    public void GptModel_SplitOverRanks_EqualsOneRank(int tp, bool sequenceParallel, bool tied, double dropout) =>
-        Compare(Config with { TieWordEmbeddings = tied, AttentionDropout = dropout, HiddenDropout = dropout }, tp, sequenceParallel);
+    [InlineData(2, true, false, 0.0, 4)]
+    [InlineData(2, true, true, 0.3, 5)]
+    [InlineData(4, true, false, 0.0, 8)] // more chunks than a rank has tokens
+    public void GptModel_SplitOverRanks_EqualsOneRank(int tp, bool sequenceParallel, bool tied, double dropout, int overlapChunks = 1) =>
+        Compare(Config with { TieWordEmbeddings = tied, AttentionDropout = dropout, HiddenDropout = dropout }, tp, sequenceParallel, overlapChunks);
 
     // 51 = 3 · 17: padding on the last rank; 19 on four ranks: the last one has padding alone.
     [Theory]
@@ -38,10 +41,10 @@ public sealed class TensorParallelTests
 
     private static ModelConfig Config { get; } = TestModels.Config with { NumAttentionHeads = 8, NumQueryGroups = 4, AddQkvBias = true, QkLayerNorm = true };
 
-    private static void Compare(ModelConfig config, int tp, bool sequenceParallel)
+    private static void Compare(ModelConfig config, int tp, bool sequenceParallel, int overlapChunks = 1)
     {
         var batch = TestBatches.Random(new Random(3), config.VocabSize, [8, 8, 5], numPaddingTokens: 3);
-        var expected = Run(config, batch, ParallelState.SingleRank());
+        var expected = Run(config, batch, ParallelState.SingleRank(), 1);
 
         var world = new LoopbackWorld(TimeSpan.FromSeconds(30));
         var dims = new ParallelDims(tp, tp, 1, 1, 1, null);
@@ -50,7 +53,7 @@ public sealed class TensorParallelTests
         {
             using var leaks = LeakCheck.Start();
             using var parallel = ParallelState.Create(dims, rank, world, sequenceParallel);
-            actual[rank] = Run(config, batch, parallel);
+            actual[rank] = Run(config, batch, parallel, overlapChunks);
         }, failure => world.Abort(failure.Message));
 
         foreach (var result in actual)
@@ -78,10 +81,10 @@ public sealed class TensorParallelTests
         return whole;
     }
 
-    private static Result Run(ModelConfig config, MicroBatch batch, ParallelState parallel)
+    private static Result Run(ModelConfig config, MicroBatch batch, ParallelState parallel, int overlapChunks)
     {
         using var scope = NewDisposeScope();
-        using var model = new GptModel(config, TestModels.Options(ScalarType.Float32), parallel, StageLayout.Whole(config));
+        using var model = new GptModel(config, TestModels.Options(ScalarType.Float32) with { TensorOverlapChunks = overlapChunks }, parallel, StageLayout.Whole(config));
         ModelInitializer.Initialize(model.Parameters, config with { InitializerRange = 0.3 }, seed: 4);
         using var gradients = TestModels.AttachGradients(model.Parameters);
         using var evaluation = new ForwardContext(batch, CPU, 0, isTraining: false, 1, 1);

@@ -15,7 +15,7 @@ namespace Megatron.Compute.Tests.Training;
 public sealed record TrainerCase
 {
     /// <summary>Micro-batches of a global batch over all replicas.</summary>
-    public const int NumMicroBatches = 8;
+    public const int NumMicroBatches = 4;
 
     public const int RowTokens = 16;
 
@@ -37,6 +37,8 @@ public sealed record TrainerCase
     public bool VariableLengths { get; init; }
 
     public RecomputeOptions Recompute { get; init; } = RecomputeOptions.Off;
+
+    public int TensorOverlapChunks { get; init; } = 1;
 
     public long BucketElements { get; init; } = FlatLayout.DefaultBucketElements;
 
@@ -63,7 +65,7 @@ public sealed record TrainerCase
             IProcessGroupFactory factory = onStart is null ? world : new ObservedWorld(world, onStart);
             using var parallel = ParallelState.Create(new ParallelDims(Ranks, Tensor, Pipeline, 1, 1, null), rank, factory, SequenceParallel);
             var layouts = new PipelinePartition(Model.NumLayers, new PipelineShape(Pipeline, Chunks), null, null).LayoutsOf(parallel.PipelineParallel.Rank);
-            using var model = new ModelChunks(Model, TestModels.Options(ScalarType.Float32) with { Recompute = Recompute }, parallel, layouts);
+            using var model = new ModelChunks(Model, TestModels.Options(ScalarType.Float32) with { Recompute = Recompute, TensorOverlapChunks = TensorOverlapChunks }, parallel, layouts);
             ModelInitializer.Initialize(model.Parameters, Model, seed: 7);
             using var trainer = new Trainer(model, parallel, CPU, new TrainerOptions
             {
@@ -104,6 +106,10 @@ public sealed record TrainerOutcome(double[] Losses, double[] GradNorms, IReadOn
         Assert.All(Weights, pair => Assert.Equal(pair.Value, other.Weights[pair.Key]));
     }
 
+    /// <summary>Whether every bit is the same.</summary>
+    public bool HasSameBits(TrainerOutcome other) => Losses.SequenceEqual(other.Losses) && GradNorms.SequenceEqual(other.GradNorms)
+        && Weights.All(pair => pair.Value.SequenceEqual(other.Weights[pair.Key]));
+
     /// <summary>Fails unless losses, norms and weights agree to rounding.</summary>
     public void AssertClose(TrainerOutcome other, double tolerance, string what)
     {
@@ -138,6 +144,12 @@ public sealed record TrainerRank(TrainerCase Case, ParallelState Parallel, Model
         var share = all.Length / Parallel.DataParallel.Size;
         return new GlobalBatch(step, all[(share * Parallel.DataParallel.Rank)..(share * (Parallel.DataParallel.Rank + 1))], all.Length,
             all.Sum(batch => batch.NumTargetTokens), all.Length, 0) { FirstMicroBatchIndex = share * Parallel.DataParallel.Rank };
+    }
+
+    /// <summary>Reads every weight of this rank, so that an overlapped gather has ended.</summary>
+    public void GatherWeightsHere()
+    {
+        foreach (var parameter in Model.Parameters) Assert.False(parameter.Data.IsInvalid);
     }
 
     /// <summary>Whole weights by Hugging Face name; every rank calls it.</summary>

@@ -1,25 +1,40 @@
 using System.Globalization;
+using Megatron.Compute.Distributed;
 using Megatron.Compute.Native;
 using Megatron.Compute.Training;
 using Spectre.Console;
 
 namespace Megatron.Client.Cli.Commands;
 
-/// <summary><c>megatron verify</c>: comparison with a golden folder.</summary>
+/// <summary>
+/// <c>megatron verify</c>: comparison with a golden folder, the ranks being threads of this process or, when NNODES is above 1, of one process on
+/// every node, which meet at MASTER_ADDR and talk over TCP.
+/// </summary>
 /// <param name="console">Where to print.</param>
 public sealed class VerifyCommand(CommandConsole console) : IVerbCommand
 {
     /// <inheritdoc/>
     public Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
     {
-        options.Environment.RequireOneNode(options.Verb);
+        var placement = options.Environment.Placement(options.Verb, options.Config.DistributedBackend);
         var worldSize = options.Environment.WorldSize;
         var libTorch = new LibTorchOptions { Folder = options.Environment.LibTorch };
         LibTorch.Load(libTorch);
-        var environment = RankEnvironment.InProcess(libTorch, TimeProvider.System, worldSize);
-        var checks = GoldenRun.Run(options.Config, worldSize, environment);
-        Print(checks);
-        return Task.FromResult(checks.All(check => check.IsPassed) ? ExitCode.Ok : ExitCode.Failed);
+        var environment = RankEnvironment.InProcess(libTorch, TimeProvider.System, placement?.RanksOnThisMachine ?? worldSize);
+        try
+        {
+            var checks = placement is null
+                ? GoldenRun.Run(options.Config, worldSize, environment)
+                : GoldenRun.RunNode(options.Config, placement, environment, cancellationToken);
+            if (placement is null or { NodeRank: 0 }) Print(checks);
+            console.Out.WriteLine($"{checks.Count(check => check.IsPassed)} of {checks.Count} comparisons are within tolerance.");
+            return Task.FromResult(checks.All(check => check.IsPassed) ? ExitCode.Ok : ExitCode.Failed);
+        }
+        catch (RankFaultException fault)
+        {
+            console.Error.WriteLine($"error: RANK001 {fault.Message}");
+            return Task.FromResult(ExitCode.Failed);
+        }
     }
 
     private void Print(IReadOnlyList<GoldenCheck> checks)
@@ -36,7 +51,6 @@ public sealed class VerifyCommand(CommandConsole console) : IVerbCommand
         var writer = AnsiConsole.Create(settings);
         writer.Profile.Width = 140;
         writer.Write(table);
-        console.Out.WriteLine($"{checks.Count(check => check.IsPassed)} of {checks.Count} comparisons are within tolerance.");
     }
 
     private static string Number(double value) => value.ToString(value is 0 or double.PositiveInfinity ? "0" : "0.00e+00", CultureInfo.InvariantCulture);
