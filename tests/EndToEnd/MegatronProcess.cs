@@ -54,6 +54,20 @@ internal sealed class MegatronProcess : IDisposable
         return int.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture);
     }
 
+    /// <summary>The most memory it has had resident so far, in bytes; 0 after its end.</summary>
+    public long PeakResidentBytes()
+    {
+        try
+        {
+            var line = File.ReadLines($"/proc/{process.Id}/status").FirstOrDefault(line => line.StartsWith("VmHWM:", StringComparison.Ordinal));
+            return line is null ? 0 : long.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture) << 10;
+        }
+        catch (IOException)
+        {
+            return 0;
+        }
+    }
+
     /// <summary>The rest of the output, after the end of the process.</summary>
     public async Task<CommandResult> EndAsync()
     {

@@ -1,3 +1,4 @@
+using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
@@ -15,6 +16,13 @@ namespace Megatron.Parity.Tests;
 /// <param name="BatchHashes">Hash of each global batch.</param>
 public sealed record LayoutResult(double[] Losses, double[] GradNorms, IReadOnlyDictionary<string, float[]> Weights, ulong[] BatchHashes);
 
+/// <summary>A part of the run, between checkpoints.</summary>
+/// <param name="FirstStep">Steps that were done before.</param>
+/// <param name="EndStep">Steps that are done at the end.</param>
+/// <param name="Load">Checkpoint to begin with; null: the golden weights.</param>
+/// <param name="SaveRoot">Root of a store that gets a checkpoint at the end; null: none is saved.</param>
+public sealed record RunPart(int FirstStep, int EndStep, StoredCheckpoint? Load, string? SaveRoot);
+
 /// <summary>Trains a golden model on its golden batches in any layout, the ranks being threads.</summary>
 public static class LayoutRun
 {
@@ -23,22 +31,30 @@ public static class LayoutRun
     /// <param name="config">Layout and micro-batch size; the other hyperparameters are the folder's. With packing the golden rows are cut into samples of many lengths.</param>
     /// <param name="perTokenLoss">See <see cref="LossScaling"/>.</param>
     /// <exception cref="ConfigException">The layout does not fit.</exception>
-    public static LayoutResult Run(string model, TrainingConfig config, int ranks, bool perTokenLoss) => Run(model, change: null, config, ranks, perTokenLoss);
+    public static LayoutResult Run(string model, TrainingConfig config, int ranks, bool perTokenLoss) => Run(model, change: null, config, ranks, perTokenLoss, part: null);
 
     /// <summary>The same with a changed architecture: random weights, and the golden token ids spread over its vocabulary.</summary>
-    public static LayoutResult Run(string model, Func<ModelConfig, ModelConfig>? change, TrainingConfig config, int ranks, bool perTokenLoss)
+    public static LayoutResult Run(string model, Func<ModelConfig, ModelConfig>? change, TrainingConfig config, int ranks, bool perTokenLoss) =>
+        Run(model, change, config, ranks, perTokenLoss, part: null);
+
+    /// <summary>The same for a part of the steps.</summary>
+    public static LayoutResult Run(string model, TrainingConfig config, int ranks, bool perTokenLoss, RunPart part) => Run(model, change: null, config, ranks, perTokenLoss, part);
+
+    private static LayoutResult Run(string model, Func<ModelConfig, ModelConfig>? change, TrainingConfig config, int ranks, bool perTokenLoss, RunPart? part)
     {
         var resolved = GoldenVerifier.Resolve(config with { Golden = Repository.Asset("golden", model) }, ranks) with { CalculatePerTokenLoss = perTokenLoss };
         var world = new LoopbackWorld(TimeSpan.FromMinutes(5));
         var results = new LayoutResult[ranks];
+        var checkpoint = part is null ? null : new PartCheckpoint(part, resolved, ranks);
         RankThreads.Run(
-            ranks, rank => results[rank] = RunRank(resolved, change, ranks, rank, world), failure => world.Abort(failure.Message), TimeSpan.FromMinutes(5));
+            ranks, rank => results[rank] = RunRank(resolved, change, ranks, rank, world, checkpoint), failure => world.Abort(failure.Message), TimeSpan.FromMinutes(5));
         Assert.All(results, result => Assert.Equal(results[0].BatchHashes, result.BatchHashes));
         Assert.All(results, result => Assert.Equal(results[0].GradNorms, result.GradNorms));
         return results[0];
     }
 
-    private static LayoutResult RunRank(TrainingConfig config, Func<ModelConfig, ModelConfig>? change, int ranks, int rank, LoopbackWorld world)
+    private static LayoutResult RunRank(
+        TrainingConfig config, Func<ModelConfig, ModelConfig>? change, int ranks, int rank, LoopbackWorld world, PartCheckpoint? checkpoint)
     {
         using var leaks = LeakCheck.Start();
         using var scope = NewDisposeScope();
@@ -51,6 +67,7 @@ public static class LayoutRun
         if (change is null) ModelState.LoadWeights(model, golden.Folder, allowRandom: false, config.Seed);
         else ModelInitializer.Initialize(model.Parameters, modelConfig, config.Seed);
         using var trainer = new Trainer(model, parallel, CPU, RunSettings.Trainer(config));
+        checkpoint?.Load(model, trainer);
 
         var (ids, shape) = golden.ReadIds("steps.input_ids");
         var (labels, _) = golden.ReadIds("steps.labels");
@@ -69,7 +86,7 @@ public static class LayoutRun
             : ArrayBatchSource.Create(ids, labels, (int)shape[1], (int)shape[2], layout);
         var schedule = RunSettings.LearningRate(config, shape[0]);
         var (losses, norms, hashes) = (new List<double>(), new List<double>(), new List<ulong>());
-        for (var step = 0; step < shape[0]; step++)
+        for (var step = checkpoint?.Part.FirstStep ?? 0; step < (checkpoint?.Part.EndStep ?? shape[0]); step++)
         {
             var batch = source.Get(step);
             var metrics = trainer.TrainStep(batch, schedule.At(step + 1));
@@ -78,6 +95,7 @@ public static class LayoutRun
             norms.Add(metrics.Optimizer.GradNorm);
             hashes.Add(batch.Hash);
         }
+        checkpoint?.Save(modelConfig, model, trainer, parallel);
         var weights = new Dictionary<string, float[]>();
         foreach (var tensor in HfTensorCatalog.Of(modelConfig))
             weights[tensor.Name] = Replicas.Gather(tensor.Name, tensor.Shape, model.Parameters, parameter => parameter.Data, parallel, CPU).data<float>().ToArray();

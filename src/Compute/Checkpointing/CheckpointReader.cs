@@ -72,7 +72,7 @@ public sealed class CheckpointReader : IDisposable
         var errors = wanted.SelectMany(FindProblems).Take(20).ToList();
         if (errors.Count > 0) throw new ConfigException(errors);
         var direct = wanted.Where(IsDirect).OrderByDescending(slice => slice.End - slice.Begin).Select(slice => (Slice: slice, Destination: Address(slice.Values))).ToList();
-        FileThreads.ForEach(direct, ThreadsMax, item => Fill(item.Slice, item.Destination));
+        FileThreads.ForEach(direct, ThreadsMax, direct.Sum(item => (item.Slice.End - item.Slice.Begin) * item.Slice.Values.element_size()), item => Fill(item.Slice, item.Destination));
         foreach (var slice in wanted)
             if (!IsDirect(slice)) LoadStaged(slice);
     }

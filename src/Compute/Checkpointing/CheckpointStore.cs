@@ -217,7 +217,8 @@ public sealed class CheckpointStore
         var hashed = new HashedFile[names.Count];
         try
         {
-            FileThreads.ForEach([.. Enumerable.Range(0, names.Count)], HashThreadsMax, index => hashed[index] = WeightHashes.Hash(Path.Combine(folder, names[index]), names[index]));
+            var sizeBytes = names.Sum(name => new FileInfo(Path.Combine(folder, name)) is { Exists: true } info ? info.Length : 0);
+            FileThreads.ForEach([.. Enumerable.Range(0, names.Count)], HashThreadsMax, sizeBytes, index => hashed[index] = WeightHashes.Hash(Path.Combine(folder, names[index]), names[index]));
         }
         catch (ConfigException exception)
         {

@@ -100,7 +100,7 @@ internal static class CheckpointVerifier
         // Largest first, so that the threads end together.
         var own = manifest.Files.OrderByDescending(file => file.SizeBytes).Where((_, index) => share.Has(index)).ToList();
         var errors = new ConcurrentBag<ConfigError>();
-        FileThreads.ForEach(own, ThreadsMax, file =>
+        FileThreads.ForEach(own, ThreadsMax, own.Sum(file => file.SizeBytes), file =>
         {
             if (WeightHashes.HashPlain(Path.Combine(folder, file.Name), file.Name).XxHash128 != file.XxHash128)
                 errors.Add(new ConfigError("CKPT022", $"{folder}: the content of {Printable.Quote(file.Name)} is not what was saved (hash differs); restore the folder from a copy."));

@@ -110,7 +110,8 @@ public sealed class HfWeightFolder : IWeightSource
             if (values.device_type == DeviceType.CPU && values.is_contiguous() && values.dtype == TensorBytes.ToScalarType(entry.DType)) AddDirect(direct, file, entry, block, values);
             else ReadBlock(block, values);
         }
-        FileThreads.ForEach([.. direct.OrderByDescending(read => read.Wanted.Count)], ThreadsMax, static read => read.Run());
+        FileThreads.ForEach(
+            [.. direct.OrderByDescending(read => read.Wanted.Count)], ThreadsMax, direct.Sum(read => read.Wanted.Count * read.Entry.DType.SizeBytes()), static read => read.Run());
     }
 
     /// <summary>Counts NaN and infinite values of a tensor.</summary>

@@ -27,7 +27,7 @@ internal static class WeightHashes
     public static HashedFile Hash(string path, string name)
     {
         using var file = SafetensorsFile.Open(path, strict: true);
-        var (whole, hashes, buffer) = (new XxHash128(), new List<TensorHash>(), new byte[SliceBytes]);
+        var (whole, hashes, buffer) = (new XxHash128(), new List<TensorHash>(), MakeBuffer(file.FileBytes));
         Append(file, 0, file.DataStart, buffer, whole, null);
         foreach (var entry in file.Tensors.Values.OrderBy(entry => entry.Begin).ThenBy(entry => entry.End))
         {
@@ -43,7 +43,7 @@ internal static class WeightHashes
     public static CheckpointFile HashPlain(string path, string name)
     {
         using var handle = File.OpenHandle(path, options: FileOptions.SequentialScan);
-        var (hash, buffer, position) = (new XxHash128(), new byte[SliceBytes], 0L);
+        var (hash, buffer, position) = (new XxHash128(), MakeBuffer(RandomAccess.GetLength(handle)), 0L);
         while (RandomAccess.Read(handle, buffer, position) is > 0 and var count)
         {
             hash.Append(buffer.AsSpan(0, count));
@@ -64,11 +64,14 @@ internal static class WeightHashes
     /// <summary>The hash as it stands in a manifest.</summary>
     public static string Text(XxHash128 hash) => Convert.ToHexStringLower(hash.GetCurrentHash());
 
+    /// <summary>No larger than the file: a checkpoint has many small ones.</summary>
+    private static byte[] MakeBuffer(long fileBytes) => new byte[Math.Clamp(fileBytes, 1, SliceBytes)];
+
     private static void Append(SafetensorsFile file, long position, long sizeBytes, byte[] buffer, XxHash128 whole, XxHash128? own)
     {
-        for (var done = 0L; done < sizeBytes; done += SliceBytes)
+        for (var done = 0L; done < sizeBytes; done += buffer.Length)
         {
-            var slice = buffer.AsSpan(0, (int)Math.Min(SliceBytes, sizeBytes - done));
+            var slice = buffer.AsSpan(0, (int)Math.Min(buffer.Length, sizeBytes - done));
             file.ReadRaw(slice, position + done);
             whole.Append(slice);
             own?.Append(slice);

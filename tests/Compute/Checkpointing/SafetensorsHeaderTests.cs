@@ -77,37 +77,4 @@ public sealed class SafetensorsHeaderTests
         Assert.Contains("ST000", Assert.Throws<ConfigException>(() => SafetensorsFile.Open(folder.Root)).Message);
         Assert.Contains("ST001", Assert.Throws<ConfigException>(() => SafetensorsFile.Open("/dev/zero")).Message);
     }
-
-    [Fact]
-    public void Parse_SeededMutations_OnlyTypedErrors()
-    {
-        var seed = Environment.TickCount;
-        TestContext.Current.TestOutputHelper?.WriteLine($"seed {seed}");
-        var random = new Random(seed);
-        var corpus = CorruptSafetensors.All().Where(file => file.Bytes.Length < 4096).Select(file => file.Bytes).Append(CorruptSafetensors.Sound()).ToArray();
-        var (accepted, refused) = (0, 0);
-        for (var i = 0; i < 20_000; i++)
-        {
-            // Half of them keep a right length prefix, so that the JSON itself is what is read.
-            var bytes = i % 2 == 0
-                ? CorruptSafetensors.Make(Mutation.Mutate(System.Text.Encoding.UTF8.GetBytes(CorruptSafetensors.SoundHeader), random), 24)
-                : Mutation.Mutate(corpus[random.Next(corpus.Length)], random);
-            try
-            {
-                var length = SafetensorsHeader.ReadLength(bytes.AsSpan(0, Math.Min(20, bytes.Length)), bytes.Length, "fuzz");
-                SafetensorsHeader.Parse(bytes.AsSpan(8, length), bytes.Length - 8 - length, "fuzz", strict: i % 3 == 0);
-                accepted++;
-            }
-            catch (ConfigException)
-            {
-                refused++;
-            }
-            catch (Exception exception)
-            {
-                Assert.Fail($"seed {seed}, input {i} {Convert.ToHexString(bytes)}: {exception}");
-            }
-        }
-        TestContext.Current.TestOutputHelper?.WriteLine($"{accepted} accepted, {refused} refused");
-        Assert.True(refused > 1000);
-    }
 }
