@@ -55,7 +55,6 @@ public sealed class ProgramProcess : IAsyncDisposable
         string program = Path.Combine(AppContext.BaseDirectory, "megatron.dll");
         var variables = new Dictionary<string, string?>(environment ?? new Dictionary<string, string?>())
         {
-            ["DOTNET_GCgen0size"] = "0x200000", // as the launcher sets it
             // Several processes share the cores: threads that wait for one another at the end of each operation would make steps of 20 ms take seconds.
             ["OMP_THREAD_LIMIT"] = "1",
         };
