@@ -1,3 +1,4 @@
+using System.IO.Compression;
 using Megatron.Client.Cli;
 using Megatron.Compute.Checkpointing;
 using Megatron.Testing;
@@ -86,6 +87,50 @@ public sealed class RoundTripTests
         Assert.Contains("going on in", resumed, StringComparison.Ordinal);
         RunFiles.AssertSame(folder.Combine("first"), folder.Combine("whole"), Path.Combine("iter_0000001", "manifest.json"));
         Assert.False(Directory.Exists(partial));
+    }
+
+    [Fact]
+    public async Task Export_TestConvertPrecision_PrintsTheComparisonBothWays()
+    {
+        using var folder = new TemporaryFolder();
+        TinyModelFolder.Create(folder.Combine("source"));
+        string[] toMcore = ["export", "--to_mcore", "--model", folder.Combine("source"), "--output_dir", folder.Combine("mcore"), "--test_convert_precision", "true"];
+        string[] toHf = ["export", "--to_hf", "--mcore_model", folder.Combine("mcore"), "--output_dir", folder.Combine("hf"), "--test_convert_precision", "true"];
+        foreach (var words in new[] { toMcore, toHf })
+        {
+            var lines = (await CommandLine.RunAsync(words)).Expect(ExitCode.Ok).Output.Split('\n');
+            Assert.Contains("mean_diff: 0, max_diff: 0 (mean_diff must be below 0.1)", lines);
+            Assert.Equal(lines.Single(line => line.StartsWith("hf_tokens: [", StringComparison.Ordinal))["hf".Length..],
+                lines.Single(line => line.StartsWith("mg_tokens: [", StringComparison.Ordinal))["mg".Length..]);
+        }
+    }
+
+    // Half precision cannot hold these weights: the largest number of float16 is 65,504.
+    [Fact]
+    public async Task Export_ModelThatTheDtypeChanges_FailsTheComparisonAndWritesNothing()
+    {
+        using var folder = new TemporaryFolder();
+        var source = folder.Combine("source");
+        TinyModelFolder.Create(source);
+        TinyModelFolder.Scale(source, "model.layers.0.mlp.down_proj.weight", 1e7);
+        var result = (await CommandLine.RunAsync("export", "--to_mcore", "--model", source, "--output_dir", folder.Combine("mcore"), "--torch_dtype", "float16",
+            "--test_convert_precision")).Expect(ExitCode.Failed);
+        Assert.StartsWith("error: EXPORT001 the converted model computes something else than its source (mean_diff ", result.Error, StringComparison.Ordinal);
+        Assert.Equal(["source"], Directory.GetFileSystemEntries(folder.Root).Select(path => Path.GetFileName(path)));
+    }
+
+    [Fact]
+    public async Task Export_CompressedTokenizer_IsUnpackedForOtherPrograms()
+    {
+        using var folder = new TemporaryFolder();
+        var source = folder.Combine("source");
+        TinyModelFolder.Create(source);
+        var plain = await File.ReadAllBytesAsync(Path.Combine(source, "tokenizer.json"), TestContext.Current.CancellationToken);
+        await using (var packed = new GZipStream(File.Create(Path.Combine(source, "tokenizer.json.gz")), CompressionLevel.Fastest)) packed.Write(plain);
+        File.Delete(Path.Combine(source, "tokenizer.json"));
+        await ConvertAsync(source, folder.Combine("mcore"), folder.Combine("hf"), "5GB");
+        foreach (var made in new[] { folder.Combine("mcore", "iter_0000001"), folder.Combine("hf") })
+            Assert.Equal(plain, await File.ReadAllBytesAsync(Path.Combine(made, "tokenizer.json"), TestContext.Current.CancellationToken));
     }
 
     private static async Task ConvertAsync(string hf, string mcore, string back, string maxShardSize)

@@ -67,6 +67,19 @@ public static class TinyModelFolder
         });
     }
 
+    /// <summary>Multiplies one tensor of a folder's <c>model.safetensors</c>.</summary>
+    public static void Scale(string folder, string name, double factor)
+    {
+        var path = Path.Combine(folder, "model.safetensors");
+        using var scope = NewDisposeScope();
+        var tensors = new List<(SafetensorsSpec Spec, Tensor Values)>();
+        using (var file = SafetensorsFile.Open(path))
+            foreach (var entry in file.Tensors.Values) tensors.Add((new SafetensorsSpec(entry.Name, entry.DType, entry.Shape), file.ReadTensor(entry.Name)));
+        using var writer = new SafetensorsWriter(path, [.. tensors.Select(tensor => tensor.Spec)], SafetensorsWriter.PyTorchFormat);
+        foreach (var (spec, values) in tensors) writer.Write(spec.Name == name ? values * factor : values);
+        writer.Finish();
+    }
+
     private static JsonObject Config(int layers, int hidden) => new()
     {
         ["architectures"] = new JsonArray("Qwen3ForCausalLM"),

@@ -23,15 +23,15 @@ public static class ConfigFacts
     /// <summary>XxHash128 over the tokenizer files of a folder, names included; null when it has none.</summary>
     public static string? TokenizerHash(string folder)
     {
-        var files = HfFolderWriter.TokenizerFiles(folder);
-        if (files.Count == 0) return null;
         var hash = new XxHash128();
-        foreach (var path in files)
+        var isEmpty = true;
+        foreach (var (name, content) in HfFolderWriter.TokenizerContents(folder))
         {
-            hash.Append(System.Text.Encoding.UTF8.GetBytes(Path.GetFileName(path)));
-            hash.Append(File.ReadAllBytes(path));
+            isEmpty = false;
+            hash.Append(System.Text.Encoding.UTF8.GetBytes(name));
+            hash.Append(content);
         }
-        return Convert.ToHexStringLower(hash.GetCurrentHash());
+        return isEmpty ? null : Convert.ToHexStringLower(hash.GetCurrentHash());
     }
 
     /// <summary>One error for each setting that differs, CKPT040.</summary>

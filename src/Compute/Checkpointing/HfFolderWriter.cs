@@ -1,4 +1,5 @@
 using Megatron.Compute.Native;
+using Megatron.Compute.Tokenization;
 using Microsoft.Win32.SafeHandles;
 using static TorchSharp.torch;
 
@@ -71,18 +72,20 @@ public static class HfFolderWriter
         if (files.GenerationConfig is { } generation) written.Add(WriteFile(folder, "generation_config.json", generation));
         if (files.Args is { } args) written.Add(WriteFile(folder, "args.json", args));
         if (files.TokenizerFolder is { } source)
-            foreach (var path in TokenizerFiles(source))
-                written.Add(WriteFile(folder, Path.GetFileName(path), File.ReadAllBytes(path)));
+            foreach (var (name, content) in TokenizerContents(source))
+                written.Add(WriteFile(folder, name, content));
         FileSync.FlushPath(folder);
         return written;
     }
 
-    /// <summary>The files of a folder that belong to its tokenizer, in a fixed order.</summary>
-    public static IReadOnlyList<string> TokenizerFiles(string folder) =>
-    [
-        .. tokenizerFiles.Select(name => Path.Combine(folder, name)).Where(File.Exists),
-        .. Directory.EnumerateFiles(folder, "chat_template*").Order(StringComparer.Ordinal),
-    ];
+    /// <summary>Names and contents of the files of a folder that belong to its tokenizer, in a fixed order; those ending in .gz unpacked.</summary>
+    /// <exception cref="Configuration.ConfigException">TOK002: a file cannot be read.</exception>
+    public static IEnumerable<(string Name, byte[] Content)> TokenizerContents(string folder)
+    {
+        var templates = Directory.EnumerateFiles(folder, "chat_template*").Select(path => Path.GetFileName(path)).Order(StringComparer.Ordinal);
+        foreach (var name in tokenizerFiles.Concat(templates))
+            if (TokenizerFiles.Content(folder, name) is { } content) yield return (name, content);
+    }
 
     internal static CheckpointFile WriteFile(string folder, string name, ReadOnlySpan<byte> content)
     {

@@ -22,4 +22,23 @@ public static class ModelWeights
         using var scope = NewDisposeScope();
         weights.ReadBlocks(WeightBlock.OfParameters(parameters, withDuplicates: true));
     }
+
+    /// <summary>Fills a whole model on one rank from any source of weights, tensor by tensor.</summary>
+    /// <exception cref="ConfigException">The files do not hold what they announce.</exception>
+    /// <exception cref="InvalidOperationException">The source was not checked against the architecture.</exception>
+    public static void Load(GptModel model, IWeightSource weights)
+    {
+        foreach (var block in WeightBlock.OfParameters(model.Parameters, withDuplicates: true))
+        {
+            using var scope = NewDisposeScope();
+            var info = weights.Find(block.Block.Name) ?? throw new InvalidOperationException($"{weights.Folder} has no tensor {block.Block.Name}.");
+            var dtype = TensorBytes.ToScalarType(info.DType) ?? throw new InvalidOperationException($"libtorch has no dtype {info.DType}.");
+            var count = info.Shape.Aggregate(1L, (product, extent) => product * extent);
+            var flat = empty([count], dtype, CPU);
+            var slice = TensorBytes.SliceBytes / flat.ElementSize;
+            for (var begin = 0L; begin < count; begin += slice)
+                weights.ReadElements(block.Block.Name, begin, flat.narrow(0, begin, Math.Min(slice, count - begin)).bytes);
+            block.Values.copy_(flat.view(block.Values.shape));
+        }
+    }
 }

@@ -90,7 +90,6 @@ public static class UnsupportedValues
         new("logprobs", ["false"]),
         new("top_logprobs", [""]),
         new("thread_count", [""], "use --max_shard_size to choose the size of the files"),
-        new("test_convert_precision", ["false"]),
         new("safe_serialization", ["true"]),
         new("merge_lora", ["false"]),
         new("push_to_hub", ["false"]),

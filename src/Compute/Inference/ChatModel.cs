@@ -22,7 +22,9 @@ public sealed class ChatModel : IDisposable
     private readonly ConversationEncoder encoder;
     private readonly TextGenerator generator;
     private readonly SamplingOptions sampling;
-    private readonly int? defaultMaxNewTokens;
+    private readonly int? maxNewTokens;
+    private readonly Action<string> notice;
+    private bool hasToldOfClipping;
 
     /// <summary>The model folder.</summary>
     public string Folder { get; }
@@ -30,9 +32,11 @@ public sealed class ChatModel : IDisposable
     /// <summary>The template, bound to the tokenizer.</summary>
     public ChatTemplate Template => encoder.Template;
 
-    private ChatModel(TrainingConfig config, string folder, GptModel model, ParallelState parallel)
+    private PromptOptions PromptOptions => new(config.System, config.ResponsePrefix, config.EnableThinking);
+
+    private ChatModel(TrainingConfig config, string folder, GptModel model, ParallelState parallel, Action<string> notice)
     {
-        (this.config, Folder, this.model, this.parallel) = (config, folder, model, parallel);
+        (this.config, Folder, this.model, this.parallel, this.notice) = (config, folder, model, parallel, notice);
         var tokenizer = HfTokenizer.Load(config.Tokenizer ?? folder);
         var template = config.Template is { } name
             ? ChatTemplates.Get(name)
@@ -40,15 +44,23 @@ public sealed class ChatModel : IDisposable
         encoder = new ConversationEncoder(tokenizer, template.WithAgentTemplate(config.AgentTemplate), new RenderOptions(config.System, LossScale.Default), config.DateString);
         var defaults = GenerationDefaults.Read(folder);
         sampling = defaults.With(config);
-        defaultMaxNewTokens = defaults.MaxNewTokens;
+        maxNewTokens = config.MaxNewTokens ?? defaults.MaxNewTokens;
         generator = new TextGenerator(model, tokenizer, StopRules.Of(tokenizer, encoder.Template, defaults.EosIds, config.StopWords), config.Seed);
     }
 
     /// <summary>Loads the weights of <paramref name="folder"/> on the CPU in the dtype asked for, else in their own.</summary>
     /// <param name="config">Resolved options: template and system prompt from the args.json chain where the user gave none.</param>
     /// <param name="folder">A folder that <see cref="ModelSource.Find"/> named.</param>
+    /// <param name="notice">Gets one sentence when an answer can have fewer tokens than asked for.</param>
     /// <exception cref="ConfigException">The folder, the tokenizer or an option cannot be used.</exception>
-    public static ChatModel Load(TrainingConfig config, string folder)
+    public static ChatModel Load(TrainingConfig config, string folder, Action<string> notice) =>
+        Load(config, folder, model => ModelWeights.Load(model, folder), notice);
+
+    /// <summary>The same with weights that lie elsewhere, checked against the architecture before.</summary>
+    public static ChatModel Load(TrainingConfig config, string folder, IWeightSource weights, Action<string> notice) =>
+        Load(config, folder, model => ModelWeights.Load(model, weights), notice);
+
+    private static ChatModel Load(TrainingConfig config, string folder, Action<GptModel> fill, Action<string> notice)
     {
         var hf = HfConfigReader.ReadFolder(folder);
         var options = new ModelOptions
@@ -65,8 +77,8 @@ public sealed class ChatModel : IDisposable
         try
         {
             model = new GptModel(hf.Model, options, parallel, StageLayout.Whole(hf.Model));
-            ModelWeights.Load(model, folder);
-            return new ChatModel(config, folder, model, parallel);
+            fill(model);
+            return new ChatModel(config, folder, model, parallel, notice);
         }
         catch
         {
@@ -86,6 +98,14 @@ public sealed class ChatModel : IDisposable
         IReadOnlyList<Conversation> conversations, long firstSequence, Action<int, string>? onText, CancellationToken cancellationToken) =>
         generator.Generate([.. conversations.Select((conversation, i) => Request(conversation, firstSequence + i))], onText, cancellationToken);
 
+    /// <summary>Token ids of the prompt that asks for an answer to a conversation.</summary>
+    /// <exception cref="ConfigException">The conversation does not fit the template.</exception>
+    public int[] EncodePrompt(Conversation conversation) => encoder.EncodePrompt(conversation, PromptOptions);
+
+    /// <summary>Logits behind every token of a text: [T, V] in fp32, in the dispose scope that is open.</summary>
+    /// <exception cref="ConfigException">MODEL022: the text is empty or longer than the model's positions.</exception>
+    public Tensor Logits(int[] ids) => generator.Logits(ids);
+
     /// <inheritdoc/>
     public void Dispose()
     {
@@ -95,16 +115,26 @@ public sealed class ChatModel : IDisposable
 
     private GenerationRequest Request(Conversation conversation, long sequence)
     {
-        var options = new PromptOptions(config.System, config.ResponsePrefix, config.EnableThinking);
         var goesOn = conversation.Messages[^1].Role == ChatMessage.Assistant;
+        var promptIds = EncodePrompt(conversation);
+        TellOfClipping(promptIds.Length);
         return new GenerationRequest
         {
-            PromptIds = encoder.EncodePrompt(conversation, options),
+            PromptIds = promptIds,
             Sampling = sampling,
-            MaxNewTokens = config.MaxNewTokens ?? defaultMaxNewTokens ?? int.MaxValue,
+            MaxNewTokens = maxNewTokens ?? int.MaxValue,
             Sequence = sequence,
-            Beginning = goesOn ? "" : TemplateRenderer.BeginningOfAnswer(Template, options),
+            Beginning = goesOn ? "" : TemplateRenderer.BeginningOfAnswer(Template, PromptOptions),
         };
+    }
+
+    /// <summary>Once: the limit is a wish of the user or of the model folder that a long prompt leaves no room for.</summary>
+    private void TellOfClipping(int promptLength)
+    {
+        var room = model.Config.MaxPositionEmbeddings - promptLength;
+        if (hasToldOfClipping || room <= 0 || maxNewTokens is not { } wish || wish <= room) return;
+        hasToldOfClipping = true;
+        notice(FormattableString.Invariant($"max_new_tokens = {wish} is more than the {room} positions that the model has left behind a prompt of {promptLength} tokens; answers end there."));
     }
 
     private static ScalarType Dtype(string? name) => name switch

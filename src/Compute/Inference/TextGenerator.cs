@@ -32,7 +32,7 @@ public sealed class TextGenerator
     public IReadOnlyList<GenerationResult> Generate(
         IReadOnlyList<GenerationRequest> requests, Action<int, string>? onText, CancellationToken cancellationToken)
     {
-        foreach (var request in requests) RequireRoom(request);
+        foreach (var request in requests) RequireRoom(request.PromptIds.Length);
         var sequences = new List<Sequence>();
         try
         {
@@ -49,6 +49,18 @@ public sealed class TextGenerator
         {
             foreach (var sequence in sequences) sequence.Dispose();
         }
+    }
+
+    /// <summary>Logits behind every token of a text, without a cache: [T, V] in fp32 on the CPU, in the dispose scope that is open.</summary>
+    /// <exception cref="ConfigException">MODEL022: the text is empty or longer than the model's positions.</exception>
+    public Tensor Logits(int[] ids)
+    {
+        RequireRoom(ids.Length);
+        using var scope = NewDisposeScope();
+        using var cache = new KvCache(model.Config.NumLayers, model.Config.MaxPositionEmbeddings);
+        using var context = new ForwardContext(
+            new CachedRow([cache], [ids]).ToMicroBatch(), model.Options.Device, step: 0, isTraining: false, lossFactor: 1, auxiliaryLossFactor: 0);
+        return model.ForwardLogits(null, new Saved(context)).to(ScalarType.Float32, CPU).MoveToOuterDisposeScope();
     }
 
     /// <summary>One forward pass and one more token for each sequence.</summary>
@@ -80,12 +92,12 @@ public sealed class TextGenerator
         };
     }
 
-    private void RequireRoom(GenerationRequest request)
+    private void RequireRoom(int promptLength)
     {
         var positions = model.Config.MaxPositionEmbeddings;
-        if (request.PromptIds.Length == 0) throw new ConfigException("MODEL022", "The prompt is empty; write something to go on with.");
-        if (request.PromptIds.Length >= positions)
-            throw new ConfigException("MODEL022", $"The prompt has {request.PromptIds.Length} tokens and the model {positions} positions, so there is no room for an answer; shorten it.");
+        if (promptLength == 0) throw new ConfigException("MODEL022", "The prompt is empty; write something to go on with.");
+        if (promptLength >= positions)
+            throw new ConfigException("MODEL022", $"The prompt has {promptLength} tokens and the model {positions} positions, so there is no room for an answer; shorten it.");
     }
 
     /// <summary>One text in the making.</summary>

@@ -41,6 +41,24 @@ internal static class TokenizerFiles
         }
     }
 
+    /// <summary>
+    /// The content of <paramref name="name"/> in a folder, or of <paramref name="name"/>.gz without its compression: programs that load a
+    /// model folder look for the plain file. Null when neither exists; TOK002 as in <see cref="Read"/>.
+    /// </summary>
+    public static byte[]? Content(string folder, string name)
+    {
+        var path = Path.Combine(folder, name);
+        if (!File.Exists(path) && !File.Exists(path += ".gz")) return null;
+        try
+        {
+            return ReadBytes(path).ToArray();
+        }
+        catch (Exception error) when (error is IOException or InvalidDataException or UnauthorizedAccessException)
+        {
+            throw Refuse(path, $"cannot be read ({error.Message})");
+        }
+    }
+
     private static ConfigException Refuse(string path, string why) =>
         new("TOK002", $"Tokenizer file {path} {why.TrimEnd('.')}; copy the file again from its source.");
 

@@ -16,8 +16,12 @@ public static class ModelConversion
     private const string SaveId = "convert";
 
     /// <summary>A Hugging Face folder becomes a weights-only checkpoint of iteration 1 with tokenizer and <c>args.json</c>.</summary>
+    /// <param name="config">Options of the export.</param>
+    /// <param name="time">Clock of the checkpoint store.</param>
+    /// <param name="notice">Gets lines to print.</param>
     /// <returns>The output folder.</returns>
     /// <exception cref="ConfigException">The input cannot be used, or the output exists and <c>--exist_ok</c> is not given.</exception>
+    /// <exception cref="ConversionException"><c>--test_convert_precision</c> found a difference.</exception>
     public static string ToMcore(TrainingConfig config, TimeProvider time, Action<string> notice)
     {
         var source = ModelFolder.Find(config);
@@ -30,8 +34,10 @@ public static class ModelConversion
             var store = new CheckpointStore(folder, time);
             var temporary = store.BeginSave(attempt: 0, SaveId, journal.NumFinished > 0 ? 0 : plan.TotalBytes);
             var files = new WeightCopier(weights, plan, temporary, journal).Run();
-            store.Commit(SaveId, Facts(config, hf.Model, source), [CheckpointWriter.WriteConverted(temporary, plan, files, SideFiles(source, hf.Model, config))]);
+            var checkpoint = store.Commit(SaveId, Facts(config, hf.Model, source), [CheckpointWriter.WriteConverted(temporary, plan, files, SideFiles(source, hf.Model, config))]);
             ArgsFile.Write(folder, config);
+            notice("Successfully transferred HF model weights to MG model.");
+            if (config.TestConvertPrecision) TestPrecision(config, source, weights, checkpoint.Folder, ("hf_tokens", "mg_tokens"), notice);
         });
     }
 
@@ -41,6 +47,7 @@ public static class ModelConversion
     /// </summary>
     /// <returns>The output folder.</returns>
     /// <exception cref="ConfigException">As <see cref="ToMcore"/>.</exception>
+    /// <exception cref="ConversionException">As <see cref="ToMcore"/>.</exception>
     public static string ToHf(TrainingConfig config, TimeProvider time, Action<string> notice)
     {
         var source = config.McoreModel ?? config.Load
@@ -70,7 +77,23 @@ public static class ModelConversion
             new WeightCopier(weights, plan, folder, journal).Run();
             if (plan.IsSharded) HfFolderWriter.WriteFile(folder, HfShardPlan.IndexFileName, plan.MakeIndex());
             HfFolderWriter.WriteSideFiles(folder, SideFiles(modelFolder, hf.Model, config));
+            if (config.TestConvertPrecision) TestPrecision(config, modelFolder, weights, folder, ("mg_tokens", "hf_tokens"), notice);
         });
+    }
+
+    /// <summary>Prints the comparison as the reference does; throws before the output is in its place.</summary>
+    private static void TestPrecision(
+        TrainingConfig config, string sourceFolder, IWeightSource source, string result, (string Source, string Result) names, Action<string> notice)
+    {
+        var precision = ConversionPrecision.Measure(config, sourceFolder, source, result);
+        notice(FormattableString.Invariant(
+            $"mean_diff: {precision.MeanDifference:G6}, max_diff: {precision.MaxDifference:G6} (mean_diff must be below {ConversionPrecision.MeanDifferenceBound})"));
+        (string Name, IReadOnlyList<long> Tokens)[] rows = [(names.Source, precision.SourceTokens), (names.Result, precision.ResultTokens)];
+        foreach (var (name, tokens) in rows.OrderBy(row => row.Name, StringComparer.Ordinal)) notice($"{name}: [{string.Join(", ", tokens)}]");
+        if (precision.IsPassed) return;
+        throw new ConversionException(FormattableString.Invariant($"the converted model computes something else than its source (mean_diff {precision.MeanDifference:G6}, ")
+            + $"likeliest tokens {(precision.SourceTokens.SequenceEqual(precision.ResultTokens) ? "equal" : "different")}), so nothing was written; "
+            + "export in the dtype of the source (--torch_dtype), or leave --test_convert_precision out to accept the difference.");
     }
 
     /// <summary>Opens nothing more: compares weights and architecture, and closes the weights when they do not fit.</summary>
@@ -126,9 +149,9 @@ public static class ModelConversion
         {
             throw new ConfigException("DISK003", $"{output} was not written ({e.Message.TrimEnd('.')}); free some space and give the same command again to go on, or choose another --output_dir and delete {partial}.");
         }
-        catch (ConfigException e) when (e.Errors[0].Code != "DISK004")
+        catch (Exception e) when (e is ConversionException || (e is ConfigException error && error.Errors[0].Code != "DISK004"))
         {
-            // The input is at fault: nothing of the output is worth keeping.
+            // The input or the dtype is at fault: nothing of the output is worth keeping.
             if (Directory.Exists(partial)) Directory.Delete(partial, recursive: true);
             throw;
         }

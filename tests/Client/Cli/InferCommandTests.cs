@@ -28,6 +28,17 @@ public sealed class InferCommandTests : IDisposable
         Assert.Contains("[QUERY] One plus one?\n[LABELS] Two.\n[RESPONSE] ", streamed, StringComparison.Ordinal);
     }
 
+    [Fact]
+    public async Task Infer_MoreTokensThanPositions_SaysSoOnceAndAnswers()
+    {
+        await File.WriteAllLinesAsync(folder.Combine("rows.jsonl"), ["""{"query": "One?"}""", """{"query": "Two?"}"""], TestContext.Current.CancellationToken);
+        var (rows, output) = await InferAsync("long.jsonl", "--max_new_tokens", "513", "--stop_words", "e", "a", "o");
+        Assert.Equal(2, rows.Count);
+        var warning = Assert.Single(output.Split('\n'), line => line.StartsWith("warning: ", StringComparison.Ordinal));
+        Assert.StartsWith("warning: max_new_tokens = 513 is more than the ", warning, StringComparison.Ordinal);
+        Assert.EndsWith("answers end there.", warning, StringComparison.Ordinal);
+    }
+
     [Theory]
     [InlineData("CFG020", "--max_new_tokens", "4")]
     [InlineData("MODEL006", "--model", "/nonexistent/model")]

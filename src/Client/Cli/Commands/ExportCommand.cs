@@ -16,17 +16,18 @@ public sealed class ExportCommand(CommandConsole console) : IVerbCommand
             throw new ConfigException("CFG008", $"--to_mcore and --to_hf are both {(config.ToHf ? "given" : "missing")}; give one of them.");
         ConfigValidator.ThrowIfInvalid(config, model: null, worldSize: 1);
         LibTorch.Load(new LibTorchOptions { Folder = options.Environment.LibTorch });
-        if (config.ToMcore)
+        try
         {
-            var folder = ModelConversion.ToMcore(config, TimeProvider.System, console.Out.WriteLine);
-            console.Out.WriteLine("Successfully transferred HF model weights to MG model.");
-            console.Out.WriteLine($"Successfully saved Megatron model weights in `{folder}`.");
+            if (config.ToMcore)
+                console.Out.WriteLine($"Successfully saved Megatron model weights in `{ModelConversion.ToMcore(config, TimeProvider.System, console.Out.WriteLine)}`.");
+            else
+                console.Out.WriteLine($"Successfully saved HF model weights in `{ModelConversion.ToHf(config, TimeProvider.System, console.Out.WriteLine)}`.");
+            return Task.FromResult(ExitCode.Ok);
         }
-        else
+        catch (ConversionException exception)
         {
-            var folder = ModelConversion.ToHf(config, TimeProvider.System, console.Out.WriteLine);
-            console.Out.WriteLine($"Successfully saved HF model weights in `{folder}`.");
+            console.Error.WriteLine("error: EXPORT001 " + exception.Message);
+            return Task.FromResult(ExitCode.Failed);
         }
-        return Task.FromResult(ExitCode.Ok);
     }
 }

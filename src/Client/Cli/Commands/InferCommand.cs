@@ -28,7 +28,7 @@ public sealed class InferCommand(CommandConsole console, TextReader input) : IVe
 
         LibTorch.Load(new LibTorchOptions { Folder = options.Environment.LibTorch });
         torch.set_num_threads(Environment.ProcessorCount);
-        using var model = ChatModel.Load(config, folder);
+        using var model = ChatModel.Load(config, folder, line => console.Out.WriteLine("warning: " + line));
         using var results = new ResultFile(config.ResultPath, config.Model ?? folder, TimeProvider.System);
         if (isBatch)
         {
