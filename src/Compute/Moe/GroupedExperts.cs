@@ -52,12 +52,10 @@ public sealed class GroupedExperts
     {
         using var scope = NewDisposeScope();
         var (rows_RH, weights_R, rowsPerExpert) = tokens;
-        var gateUp_R2F = NewRows(rows_RH, 2 * ffnHiddenSize);
-        var output_RH = empty_like(rows_RH);
-        ForEachExpert(rowsPerExpert, (expert, rows) => Multiply(rows(gateUp_R2F), rows(rows_RH), gateUp_E2FH.Data.select(0, expert).t()));
+        var gateUp_R2F = GroupedProduct.Rows(rows_RH, gateUp_E2FH.Data.transpose(1, 2), rowsPerExpert);
         var activation_RF = SwiGlu.Forward(gateUp_R2F);
         var weighted_RF = Weighted(activation_RF, weights_R);
-        ForEachExpert(rowsPerExpert, (expert, rows) => Multiply(rows(output_RH), rows(weighted_RF), down_EHF.Data.select(0, expert).t()));
+        var output_RH = GroupedProduct.Rows(weighted_RF, down_EHF.Data.transpose(1, 2), rowsPerExpert);
 
         saved.Keep(Input, rows_RH);
         saved.Keep(Weights, weights_R);
@@ -75,13 +73,11 @@ public sealed class GroupedExperts
         var (gateUp_R2F, weights_R) = (saved.Take(GateUp), saved.Take(Weights));
         var rowsPerExpert = saved.Peek(RowsPerExpert).data<long>().ToArray();
         var activation_RF = recomputeActivation ? SwiGlu.Forward(gateUp_R2F) : saved.Take(Activation);
-        var gradWeighted_RF = NewRows(gradOutput_RH, ffnHiddenSize);
-        ForEachExpert(rowsPerExpert, (expert, rows) => Multiply(rows(gradWeighted_RF), rows(gradOutput_RH), down_EHF.Data.select(0, expert)));
+        var gradWeighted_RF = GroupedProduct.Rows(gradOutput_RH, down_EHF.Data, rowsPerExpert);
         var gradWeights_R = (gradWeighted_RF.to_type(weights_R.dtype) * activation_RF).sum(dim: -1);
 
         var gradGateUp_R2F = SwiGlu.Backward(Weighted(gradWeighted_RF, weights_R), gateUp_R2F);
-        var gradRows_RH = empty_like(gradOutput_RH);
-        ForEachExpert(rowsPerExpert, (expert, rows) => Multiply(rows(gradRows_RH), rows(gradGateUp_R2F), gateUp_E2FH.Data.select(0, expert)));
+        var gradRows_RH = GroupedProduct.Rows(gradGateUp_R2F, gateUp_E2FH.Data, rowsPerExpert);
         saved.Keep(GradGateUp, gradGateUp_R2F);
         saved.Keep(GradOutput, gradOutput_RH);
         saved.Keep(Activation, Weighted(activation_RF, weights_R));
@@ -95,33 +91,12 @@ public sealed class GroupedExperts
         var rowsPerExpert = saved.Take(RowsPerExpert).data<long>().ToArray();
         var (input_RH, gradGateUp_R2F) = (saved.Take(Input), saved.Take(GradGateUp));
         var (weighted_RF, gradOutput_RH) = (saved.Take(Activation), saved.Take(GradOutput));
-        ForEachExpert(rowsPerExpert, (expert, rows) =>
-        {
-            WeightGradient.Accumulate(gateUp_E2FH.MainGrad.select(0, expert), rows(gradGateUp_R2F), rows(input_RH));
-            WeightGradient.Accumulate(down_EHF.MainGrad.select(0, expert), rows(gradOutput_RH), rows(weighted_RF));
-        });
+        GroupedProduct.AccumulateWeights(gateUp_E2FH, gradGateUp_R2F, input_RH, rowsPerExpert);
+        GroupedProduct.AccumulateWeights(down_EHF, gradOutput_RH, weighted_RF, rowsPerExpert);
     }
-
-    /// <summary>Calls <paramref name="run"/> with each expert that has rows and a function that cuts its rows out of a tensor.</summary>
-    private static void ForEachExpert(long[] rowsPerExpert, Action<int, Func<Tensor, Tensor>> run)
-    {
-        var first = 0L;
-        for (var expert = 0; expert < rowsPerExpert.Length; expert++)
-        {
-            using var scope = NewDisposeScope();
-            var (start, count) = (first, rowsPerExpert[expert]);
-            if (count > 0) run(expert, tensor => tensor.narrow(0, start, count));
-            first += count;
-        }
-    }
-
-    /// <summary>result = left · right, into the given rows.</summary>
-    private static void Multiply(Tensor result, Tensor left, Tensor right) => result.addmm_(left, right, beta: 0, alpha: 1);
 
     /// <summary>Multiplied in the dtype of the weights, which is the more precise one, then rounded once.</summary>
     private static Tensor Weighted(Tensor x_RF, Tensor weights_R) => (x_RF * weights_R.unsqueeze(1)).to_type(x_RF.dtype);
-
-    private static Tensor NewRows(Tensor like_RH, int width) => empty([like_RH.shape[0], width], like_RH.dtype, like_RH.device);
 }
 
 /// <summary>The part of a layer's experts that a rank holds: some experts, and of each some features.</summary>
