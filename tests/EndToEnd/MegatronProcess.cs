@@ -21,7 +21,6 @@ internal sealed class MegatronProcess : IDisposable
     {
         var program = Path.Combine(AppContext.BaseDirectory, "megatron.dll");
         var start = new ProcessStartInfo(DotNet(), ["exec", program, .. words]) { RedirectStandardOutput = true, RedirectStandardError = true };
-        start.Environment["DOTNET_GCgen0size"] = "0x200000"; // as the launcher sets it
         start.Environment["MEGATRON_CACHE"] = cache; // prepared data of tests do not stay with the user's
         if (heapMebibytes is { } limit) start.Environment["DOTNET_GCHeapHardLimit"] = $"0x{(long)limit << 20:x}";
         process = Process.Start(start) ?? throw new InvalidOperationException("The process did not start.");
@@ -48,9 +47,14 @@ internal sealed class MegatronProcess : IDisposable
     }
 
     /// <summary>Resident memory right now, in KiB.</summary>
-    public int ResidentKiB()
+    public int ResidentKiB() => StatusKiB("VmRSS:");
+
+    /// <summary>The most resident memory so far, in KiB.</summary>
+    public int PeakResidentKiB() => StatusKiB("VmHWM:");
+
+    private int StatusKiB(string name)
     {
-        var line = File.ReadLines($"/proc/{process.Id}/status").First(line => line.StartsWith("VmRSS:", StringComparison.Ordinal));
+        var line = File.ReadLines($"/proc/{process.Id}/status").First(line => line.StartsWith(name, StringComparison.Ordinal));
         return int.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture);
     }
 

@@ -1,5 +1,4 @@
 using System.Globalization;
-using System.Runtime.InteropServices;
 using System.Text;
 using Megatron.Compute.Tokenization;
 using Megatron.Testing;
@@ -42,27 +41,9 @@ public sealed class HfTokenizerBenchmark(ITestOutputHelper output)
     /// <summary>Seconds of processor time of this thread, so that a busy machine does not fail the test.</summary>
     private static (int NumTokens, double Seconds) Measure(HfTokenizer tokenizer, List<string> texts)
     {
-        var begin = ThreadSeconds();
+        var begin = ThreadClock.Seconds;
         var numTokens = texts.Sum(text => tokenizer.Encode(text).Length);
-        return (numTokens, ThreadSeconds() - begin);
-    }
-
-    private static double ThreadSeconds()
-    {
-        const int ClockThreadCpuTimeId = 3;
-        return clock_gettime(ClockThreadCpuTimeId, out var time) == 0
-            ? time.Seconds + (time.Nanoseconds * 1e-9)
-            : throw new InvalidOperationException("The thread's processor clock cannot be read.");
-    }
-
-    [DllImport("libc", ExactSpelling = true)]
-    private static extern int clock_gettime(int clock, out TimeSpec time);
-
-    [StructLayout(LayoutKind.Sequential)]
-    private struct TimeSpec
-    {
-        public long Seconds;
-        public long Nanoseconds;
+        return (numTokens, ThreadClock.Seconds - begin);
     }
 }
 
