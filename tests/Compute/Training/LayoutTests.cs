@@ -75,11 +75,12 @@ public sealed class LayoutTests
         Assert.All(expected.Weights, pair => Assert.Equal(pair.Value, actual.Weights[pair.Key]));
     }
 
+    /// <summary>By SGD: the first steps of Adam are nearly ±lr for each element, so that rounding decides where a gradient is nearly zero.</summary>
     [Theory, MemberData(nameof(Names))]
     public void Train_DropoutAndVariableLengths_AgreesWithOneRank(string name)
     {
-        var layout = WithDropout(layouts[name]) with { VariableLengths = true };
-        var one = WithDropout(new TrainerCase()) with { VariableLengths = true };
+        var layout = WithSgd(WithDropout(layouts[name])) with { VariableLengths = true };
+        var one = WithSgd(WithDropout(new TrainerCase())) with { VariableLengths = true };
         one.Train(Steps).AssertClose(layout.Train(Steps), 1e-5, name);
     }
 
@@ -89,6 +90,8 @@ public sealed class LayoutTests
         var expected = new TrainerCase().Train(steps: 0).Weights;
         Assert.All(layouts[name].Train(steps: 0).Weights, pair => Assert.Equal(expected[pair.Key], pair.Value));
     }
+
+    private static TrainerCase WithSgd(TrainerCase layout) => layout with { Optimizer = layout.Optimizer with { Kind = OptimizerKind.Sgd } };
 
     private static TrainerCase WithDropout(TrainerCase layout) => layout with { Model = layout.Model with { HiddenDropout = 0.1, AttentionDropout = 0.1 } };
 }
