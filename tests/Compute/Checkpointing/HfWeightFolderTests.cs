@@ -1,4 +1,3 @@
-using System.Text;
 using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Ops;

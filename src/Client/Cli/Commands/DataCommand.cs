@@ -1,7 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
 using Megatron.Client.Reports;
-using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Tokenization;
 using Megatron.Compute.Training;

@@ -1,5 +1,4 @@
 using System.Runtime.ExceptionServices;
-using System.Runtime.InteropServices;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data.Rows;
 using Megatron.Compute.Data.Sources;
