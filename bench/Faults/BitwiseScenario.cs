@@ -1,7 +1,6 @@
 using System.Globalization;
 using System.Security.Cryptography;
 using System.Text.Json;
-using Megatron.Testing.Processes;
 
 namespace Megatron.Faults;
 

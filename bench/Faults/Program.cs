@@ -2,7 +2,6 @@ using System.Globalization;
 using Megatron.Client.Cli;
 using Megatron.Compute.Configuration;
 using Megatron.Faults;
-using Megatron.Testing.Processes;
 
 CultureInfo.DefaultThreadCurrentCulture = CultureInfo.CurrentCulture = CultureInfo.InvariantCulture;
 using var stop = new CancellationTokenSource();
