@@ -143,7 +143,7 @@ public sealed class DeployTests
             ("scontrol", "#!/bin/bash\nprintf '127.0.0.1\\n127.0.0.1\\n'\n"),
             ("srun", "#!/bin/bash\nset -u\nshift\npids=()\nfor node in 0 1; do SLURM_NODEID=$node \"$@\" & pids+=($!); done\ncode=0\nfor pid in \"${pids[@]}\"; do wait \"$pid\" || code=$?; done\nexit $code\n"),
         ])
-            File.SetUnixFileMode(Place(name, text), UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+            if (!OperatingSystem.IsWindows()) File.SetUnixFileMode(Place(name, text), UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
         var script = Place("job.sh", Block("bash", "#!/bin/bash"));
         var config = Place("run.yaml", $"""
             model: {work.Model}

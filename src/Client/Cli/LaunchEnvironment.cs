@@ -28,11 +28,11 @@ public sealed record LaunchEnvironment(
 
     /// <summary>This process's place among those of NNODES nodes; null when there is one node.</summary>
     /// <exception cref="ConfigException">A variable is missing, MASTER_ADDR has no address, or the backend does not reach other nodes: all are listed.</exception>
-    public NodePlacement? Placement(string verb, string backend)
+    public NodePlacement? Placement(string verb, string backend, string device = "auto")
     {
         if (Nodes is not > 1) return null;
         var errors = new List<ConfigError>();
-        if (backend != "gloo")
+        if (backend != "gloo" && device != "cuda")
             errors.Add(new("CFG004", $"--distributed_backend = {backend} does not reach other nodes in megatron {verb}, but NNODES = {Nodes}; use --distributed_backend gloo or set NNODES = 1."));
         foreach (var (name, isSet) in (ReadOnlySpan<(string, bool)>)[("NODE_RANK", NodeRank is not null), ("MASTER_ADDR", MasterAddress is not null), ("MASTER_PORT", MasterPort is not null)])
             if (!isSet) errors.Add(new("CFG010", $"The environment variable {name} is missing, but NNODES = {Nodes}; set it on every node."));

@@ -4,6 +4,7 @@ using System.Runtime.ExceptionServices;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Native;
+using TorchSharp;
 
 namespace Megatron.Compute.Training;
 
@@ -41,12 +42,22 @@ public static class GoldenRun
     {
         var resolved = GoldenVerifier.Resolve(config, worldSize);
         var world = new LoopbackWorld(CollectiveTimeout);
-        if (worldSize == 1) return RunRank(resolved, worldSize, 0, 0, world, environment);
-        return RunThreads(worldSize, rank => RunRank(resolved, worldSize, rank, rank, world, environment), world.Abort);
+        if (worldSize == 1) return RunRank(resolved, worldSize, 0, 0, _ => world, environment);
+        var gpus = new IProcessGroupFactory?[worldSize];
+        return RunThreads(worldSize, rank => RunRank(resolved, worldSize, rank, rank, device =>
+        {
+            if (device.type != DeviceType.CUDA) return world;
+            Volatile.Write(ref gpus[rank], environment.ProcessGroups(Start(resolved, worldSize, rank, rank, "local:verify/1"), device));
+            return gpus[rank] ?? world;
+        }, environment), reason =>
+        {
+            world.Abort(reason);
+            for (var rank = 0; rank < gpus.Length; rank++) Volatile.Read(ref gpus[rank])?.Abort(reason);
+        });
     }
 
     /// <summary>
-    /// This node's part of a run over TCP (<c>--distributed_backend gloo</c>); called on every node, it returns the same on each.
+    /// This node's part of a run over TCP (<c>--distributed_backend gloo</c>), or NCCL between GPUs; called on every node, it returns the same on each.
     /// </summary>
     /// <param name="config">As in <see cref="Run"/>; the same on every node.</param>
     /// <param name="cancellation">Gives up the meeting of the ranks.</param>
@@ -57,16 +68,22 @@ public static class GoldenRun
         var resolved = GoldenVerifier.Resolve(config, placement.WorldSize);
         using var server = placement.NodeRank == 0 ? Serve(placement) : null;
         var timeout = TimeSpan.FromMinutes(config.DistributedTimeoutMinutes);
-        var worlds = new TcpWorld?[placement.RanksPerNode];
+        var worlds = new IProcessGroupFactory?[placement.RanksPerNode];
         using var giveUp = CancellationTokenSource.CreateLinkedTokenSource(cancellation);
         try
         {
             return RunThreads(placement.RanksPerNode, local =>
             {
                 var rank = placement.FirstRank + local;
-                var world = TcpWorld.Join($"tcp://{placement.Master}", AttemptName, rank, timeout, giveUp.Token);
-                Volatile.Write(ref worlds[local], world);
-                return RunRank(resolved, placement.WorldSize, rank, local, world, environment);
+                return RunRank(resolved, placement.WorldSize, rank, local, device =>
+                {
+                    var endPoint = $"tcp://{placement.Master}";
+                    IProcessGroupFactory world = device.type == DeviceType.CUDA
+                        ? environment.ProcessGroups(Start(resolved, placement.WorldSize, rank, local, endPoint), device)
+                        : TcpWorld.Join(endPoint, AttemptName, rank, timeout, giveUp.Token);
+                    Volatile.Write(ref worlds[local], world);
+                    return world;
+                }, environment);
             }, reason =>
             {
                 giveUp.Cancel();
@@ -75,9 +92,12 @@ public static class GoldenRun
         }
         finally
         {
-            foreach (var world in worlds) world?.Dispose();
+            foreach (var world in worlds) (world as IDisposable)?.Dispose();
         }
     }
+
+    private static StartRank Start(TrainingConfig config, int worldSize, int rank, int localRank, string endPoint) =>
+        new(new AttemptId("verify", 1), config.ToJson(), rank, worldSize, localRank, endPoint, LoadFolder: null);
 
     /// <summary>Runs each rank on a thread; when one fails, the others are aborted and its exception is thrown.</summary>
     private static IReadOnlyList<GoldenCheck> RunThreads(int numRanks, Func<int, IReadOnlyList<GoldenCheck>> run, Action<string> abort)
@@ -109,10 +129,10 @@ public static class GoldenRun
     }
 
     private static IReadOnlyList<GoldenCheck> RunRank(
-        TrainingConfig config, int worldSize, int rank, int localRank, IProcessGroupFactory factory, RankEnvironment environment)
+        TrainingConfig config, int worldSize, int rank, int localRank, Func<torch.Device, IProcessGroupFactory> factoryOf, RankEnvironment environment)
     {
         var device = CudaDevices.Choose(config.Device, localRank, environment.PrepareThread());
-        using var parallel = ParallelState.Create(RunSettings.Dims(config, worldSize), rank, factory, config.SequenceParallel);
+        using var parallel = ParallelState.Create(RunSettings.Dims(config, worldSize), rank, factoryOf(device), config.SequenceParallel);
         using var verifier = new GoldenVerifier(config, parallel, device);
         var checks = verifier.Run();
         if (rank == 0 && config.Dump is { } dump) verifier.WriteDump(dump);

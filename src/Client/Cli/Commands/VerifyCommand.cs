@@ -8,7 +8,7 @@ namespace Megatron.Client.Cli.Commands;
 
 /// <summary>
 /// <c>megatron verify</c>: comparison with a golden folder, the ranks being threads of this process or, when NNODES is above 1, of one process on
-/// every node, which meet at MASTER_ADDR and talk over TCP.
+/// every node, which meet at MASTER_ADDR and talk over TCP, or by NCCL with <c>--device cuda</c>.
 /// </summary>
 /// <param name="console">Where to print.</param>
 public sealed class VerifyCommand(CommandConsole console) : IVerbCommand
@@ -16,7 +16,7 @@ public sealed class VerifyCommand(CommandConsole console) : IVerbCommand
     /// <inheritdoc/>
     public Task<int> RunAsync(ParsedOptions options, CancellationToken cancellationToken)
     {
-        var placement = options.Environment.Placement(options.Verb, options.Config.DistributedBackend);
+        var placement = options.Environment.Placement(options.Verb, options.Config.DistributedBackend, options.Config.Device);
         var worldSize = options.Environment.WorldSize;
         var libTorch = new LibTorchOptions { Folder = options.Environment.LibTorch };
         LibTorch.Load(libTorch);
