@@ -31,6 +31,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
     private JobState state = JobState.Empty;
     private MembershipView view = new(-1, []);
     private long phaseSince;
+    private readonly ClusterDevices devices;
     private long retriedAt;
     private long numStale;
     private bool isTicking;
@@ -41,6 +42,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
         JobTimings timings, ControlClock clock, ILogger<JobGrain> logger)
     {
         this.storage = storage;
+        this.devices = devices;
         this.timings = timings;
         this.logger = logger;
         time = clock.Time;
@@ -109,6 +111,9 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
 
     public async Task OnMembership(MembershipView next)
     {
+        // News may be older than what this silo knows by now: the first views of a start do not hold the silo on which the plan was made a moment later.
+        if (devices.View() is var own && own.Version > next.Version)
+            next = own;
         if (next.Version <= view.Version || state.Spec is null)
             return;
         bool hasLoss = view.Version < 0 || view.Active.Except(next.Active).Any();
