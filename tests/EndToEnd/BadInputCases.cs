@@ -149,7 +149,7 @@ internal static class BadInputCases
         yield return new("checkpoint: no such folder", "CKPT001", "no such folder", _ => { }, work => Train(work, "--load", work.Path("nowhere")));
         yield return new("checkpoint: empty folder", "CKPT004", "holds no checkpoint", work => Directory.CreateDirectory(work.Path("empty")), work => Train(work, "--load", work.Path("empty")));
         yield return new("checkpoint: a Hugging Face folder", "CKPT002", "give it by --model", _ => { }, work => Train(work, "--load", work.Model));
-        yield return new("checkpoint: pickle files of Megatron-LM", "CKPT002", "never opened", work =>
+        yield return new("checkpoint: pickle files of Megatron-LM", "CKPT002", "was written by Megatron-LM; convert its weights", work =>
         {
             Directory.CreateDirectory(work.Path("mg", "iter_0000010"));
             File.WriteAllText(work.Path("mg", "iter_0000010", "__0_0.distcp"), "");
