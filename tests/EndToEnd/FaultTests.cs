@@ -45,6 +45,7 @@ public sealed class FaultTests
     }
 
     [Fact]
+    [Trait("Category", "faults")]
     public async Task ColdStart_AfterAllSilosWereKilled_TheJobGoesOnByItself()
     {
         await using var cluster = await FaultCluster.StartAsync(2, 1, Cancellation, "relaxed");
