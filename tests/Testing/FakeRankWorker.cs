@@ -11,6 +11,7 @@ public sealed class FakeRankWorker : IRankWorker
 {
     private readonly Channel<RankCommand> commands = Channel.CreateUnbounded<RankCommand>();
     private Action<RankReport>? sink;
+    private AttemptId? lastAborted;
 
     public FakeRankWorker(int localRank) => LocalRank = localRank;
 
@@ -41,10 +42,18 @@ public sealed class FakeRankWorker : IRankWorker
     public void Report(RankReport report) =>
         (sink ?? throw new InvalidOperationException("nobody has subscribed to this worker")).Invoke(report);
 
-    /// <summary>The next command, in order; it must be of the kind named. Waits for it, and fails after two minutes.</summary>
+    /// <summary>
+    /// The next command, in order; it must be of the kind named. Waits for it, and fails after two minutes. An abort that is said again is passed
+    /// over, as a real worker does.
+    /// </summary>
     public async Task<TCommand> NextAsync<TCommand>() where TCommand : RankCommand
     {
-        var command = await commands.Reader.ReadAsync().AsTask().WaitAsync(TimeSpan.FromMinutes(2));
+        RankCommand command;
+        do
+            command = await commands.Reader.ReadAsync().AsTask().WaitAsync(TimeSpan.FromMinutes(2));
+        while (command is AbortRank repeated && repeated.Attempt == lastAborted);
+        if (command is AbortRank abort)
+            lastAborted = abort.Attempt;
         return command as TCommand ?? throw new InvalidOperationException($"expected {typeof(TCommand).Name}, got {command}");
     }
 

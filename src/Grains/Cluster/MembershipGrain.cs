@@ -30,8 +30,8 @@ internal sealed class MembershipGrain : Grain, IMembershipGrain
     {
         if (view.Version <= version)
             return;
-        foreach (string jobId in await LivingJobs())
-            GrainCalls.Send(GrainFactory.GetGrain<IJobControl>(jobId).OnMembership(view), logger, "the membership changed");
+        // Awaited: a job whose grain was on the lost silo may not be reachable for a moment, and nobody else would wake it. The caller tells the view again.
+        await Task.WhenAll((await LivingJobs()).Select(jobId => GrainFactory.GetGrain<IJobControl>(jobId).OnMembership(view)));
         GrainCalls.Send(GrainFactory.GetGrain<IDevicePoolGrain>(IDevicePoolGrain.Key).OnMembership(), logger, "the membership changed");
         version = view.Version;
     }

@@ -145,6 +145,12 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
             await Apply(new JobInput.AttemptFaulted(state.Attempt, stall));
         else if (actions.NeedsAttach && !state.IsTerminal)
             await Apply(new JobInput.Reactivated());
+        // An abort is lost with the silo of a stage's grain that took it; it is said again until all ranks have ended.
+        else if (state.Phase is JobPhase.Recovering && time.GetElapsedTime(retriedAt, now) >= timings.Retry)
+        {
+            retriedAt = now;
+            await Apply(new JobInput.Reactivated());
+        }
     }
 
     private async Task Retry()
