@@ -73,8 +73,8 @@ public static partial class LibTorch
         var original = NativeSearch.FindShim(folder, places);
         var shim = ShimCopy.NeedsPatch(standardLibrary) ? ShimCopy.Load(original, options.CacheFolder, LoadLibrary)
             : (Path: original, Handle: LoadLibrary(original));
+        NativeScalars.TakeOver(shim.Handle, shim.Path);
         HandToTorchSharp(shim.Handle, shim.Path);
-        FinalizerGrace.Begin();
         Volatile.Write(ref abi, resolvedAbi);
         if (handles.TryGetValue(Cuda, out var cuda)) Volatile.Write(ref cudaAbi, new Lazy<CudaAbi>(() => new CudaAbi(cuda, folder, version)));
         return new LoadedLibTorch(folder, version, libraries.Contains(Cuda), shim.Path, shim.Path != original);

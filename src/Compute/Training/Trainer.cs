@@ -4,6 +4,7 @@ using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
 using Megatron.Compute.Moe;
+using Megatron.Compute.Native;
 using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.PipelineParallel;
@@ -110,6 +111,13 @@ public sealed class Trainer : IDisposable
     /// <param name="learningRate">Of this step.</param>
     /// <exception cref="ConfigException">GPU004: the device's memory ran out; says what holds how much.</exception>
     public StepMetrics TrainStep(GlobalBatch batch, double learningRate)
+    {
+        var metrics = StepOnce(batch, learningRate);
+        if (device.type == TorchSharp.DeviceType.CPU) FreeMemory.GiveBackWhenDue();
+        return metrics;
+    }
+
+    private StepMetrics StepOnce(GlobalBatch batch, double learningRate)
     {
         using var scope = NewDisposeScope();
         ConfigException? explained = null;

@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 
 namespace Megatron.Compute.Tests.Native;
 
-/// <summary>Numbers handed to libtorch must live until the call returns (docs/adr/0007-finalizers-wait.md).</summary>
+/// <summary>Numbers handed to libtorch must live until the call returns (docs/adr/0007-interned-scalars.md).</summary>
 [Collection("benchmarks")] // alone: it collects garbage without a pause
 public sealed class ScalarLifetimeTests
 {
