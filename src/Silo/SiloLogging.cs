@@ -8,14 +8,16 @@ namespace Megatron.Silo;
 
 /// <summary>
 /// Where a silo's log goes: everything into rolling files of compact JSON lines (job, attempt, rank and step are fields), only errors to the
-/// console's error stream, which belongs to the training.
+/// console's error stream, which belongs to the training. What Orleans cannot deliver any more once the silo leaves is no error: a job that is cut short
+/// was meant to be, so that goes to the files alone.
 /// </summary>
 internal static class SiloLogging
 {
     private const long MaxFileSizeBytes = 64L << 20;
     private const int MaxFiles = 10;
 
-    public static Logger Create(SiloOptions options)
+    /// <param name="isLeaving">True once the silo was told to stop.</param>
+    public static Logger Create(SiloOptions options, Func<bool> isLeaving)
     {
         var configuration = new LoggerConfiguration()
             .MinimumLevel.Information()
@@ -23,8 +25,8 @@ internal static class SiloLogging
             .MinimumLevel.Override("Microsoft", LogEventLevel.Warning)
             .Enrich.FromLogContext()
             .Enrich.WithProperty("Node", options.NodeName)
-            .WriteTo.Console(
-                LogEventLevel.Error, "{Level:u3} {Message:lj}{NewLine}", CultureInfo.InvariantCulture, standardErrorFromLevel: LogEventLevel.Verbose);
+            .WriteTo.Conditional(line => !(isLeaving() && IsOfOrleans(line)), shown => shown.Console(
+                LogEventLevel.Error, "{Level:u3} {Message:lj}{NewLine}", CultureInfo.InvariantCulture, standardErrorFromLevel: LogEventLevel.Verbose));
         if (options.LogFolder is { } folder)
         {
             configuration.WriteTo.File(
@@ -33,4 +35,8 @@ internal static class SiloLogging
         }
         return configuration.CreateLogger();
     }
+
+    private static bool IsOfOrleans(LogEvent line) =>
+        line.Properties.TryGetValue(Constants.SourceContextPropertyName, out var source) && source is ScalarValue { Value: string name }
+        && (name.StartsWith("Orleans.", StringComparison.Ordinal) || name is "Polly");
 }

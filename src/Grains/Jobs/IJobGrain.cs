@@ -25,7 +25,7 @@ public interface IJobGrain : IGrainWithStringKey
 
     /// <summary>
     /// The job's events from <paramref name="fromSequence"/> on: first what the ring still holds, then what happens; ends after the last event of
-    /// a job that has ended, at once for an id that nobody submitted. After a lost connection ask again from the last sequence seen plus one.
+    /// a job that has ended and given its devices back, at once for an id that nobody submitted. After a lost connection ask again from the last sequence seen plus one.
     /// </summary>
     IAsyncEnumerable<JobEvent> Watch(long fromSequence, CancellationToken cancellation = default);
 }

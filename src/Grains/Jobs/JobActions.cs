@@ -16,6 +16,7 @@ internal sealed class JobActions
     private readonly IGrainFactory grains;
     private readonly ClusterDevices devices;
     private readonly ILogger logger;
+    private Task noted = Task.CompletedTask;
 
     public JobActions(IGrainFactory grains, ClusterDevices devices, ILogger logger)
     {
@@ -54,15 +55,19 @@ internal sealed class JobActions
         }
     }
 
-    /// <summary>The job has ended: nothing of it is committed any more and its devices are free.</summary>
+    /// <summary>
+    /// The job has ended: nothing of it is committed any more, its devices are free and the directory knows. Returns when that is so, or when who
+    /// should know did not answer; a silo that leaves after its last job cuts nothing short.
+    /// </summary>
     public async Task Close(JobState state)
     {
+        List<Task> calls = [noted, GrainCalls.TryAsync(Pool.Release(state.AttemptId.JobId), logger, "release the devices")];
         if (state.Attempt > 0)
         {
-            await grains.GetGrain<ICheckpointGrain>(state.AttemptId.JobId).End(state.AttemptId);
-            GrainCalls.Send(RendezvousOf(state).Close(), logger, "close the rendezvous");
+            calls.Add(GrainCalls.TryAsync(grains.GetGrain<ICheckpointGrain>(state.AttemptId.JobId).End(state.AttemptId), logger, "end the saves"));
+            calls.Add(GrainCalls.TryAsync(RendezvousOf(state).Close(), logger, "close the rendezvous"));
         }
-        GrainCalls.Send(Pool.Release(state.AttemptId.JobId), logger, "release the devices");
+        await Task.WhenAll(calls);
     }
 
     /// <summary>What the job could have now that it has fewer replicas than it asked for; null when there are no more devices than it has.</summary>
@@ -77,7 +82,7 @@ internal sealed class JobActions
     }
 
     /// <summary>Renews the job's line in the directory: clients list it there, and it is how a lost job is found again.</summary>
-    public async Task NoteInDirectory(JobState state, ILogger log)
+    public async Task NoteInDirectory(JobState state)
     {
         if (state.Spec is not { } spec)
             return;
@@ -88,7 +93,7 @@ internal sealed class JobActions
         if (state.Phase is JobPhase.Queued)
             await note;
         else
-            GrainCalls.Send(note, log, "renew the line in the job directory");
+            noted = GrainCalls.TryAsync(note, logger, "renew the line in the job directory");
     }
 
     private async Task<JobInput?> PlanLaunch(JobState state)

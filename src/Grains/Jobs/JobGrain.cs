@@ -61,7 +61,9 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
         state = storage.State;
         events.ContinueAfter(state.EventBase);
         AppendPhase(state.Reason);
-        if (!state.IsTerminal)
+        if (state.IsTerminal)
+            events.Complete();
+        else
             StartTicking();
         return Task.CompletedTask;
     }
@@ -252,8 +254,10 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
                 if (await actions.Act(state, action) is { } next)
                     pending.Enqueue(next);
             }
-            if (state.IsTerminal)
-                await actions.Close(state);
+            if (!state.IsTerminal)
+                continue;
+            await actions.Close(state);
+            events.Complete();
         }
         return answer ?? throw new InvalidOperationException("the first input was not applied");
     }
@@ -271,7 +275,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
             storage.State = next;
             await storage.WriteStateAsync();
             if (isPhaseChange)
-                await actions.NoteInDirectory(next, logger);
+                await actions.NoteInDirectory(next);
         }
         state = next;
         if (!isShown)
@@ -285,8 +289,6 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
     {
         GrainLog.PhaseChanged(logger, this.GetPrimaryKeyString(), state.Attempt, state.Phase, reason);
         events.Append(sequence => new JobPhaseChanged(sequence, time.GetUtcNow(), state.Phase, state.Attempt, reason, state.Outcome));
-        if (state.IsTerminal)
-            events.Complete();
     }
 
     // Things to tell that move nothing: only of the current attempt of a living job.

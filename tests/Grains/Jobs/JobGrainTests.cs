@@ -1,5 +1,6 @@
 using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Training;
+using Megatron.Grains.Cluster;
 using Megatron.Grains.Jobs;
 using Megatron.Grains.Ranks;
 using Megatron.Testing;
@@ -257,6 +258,20 @@ public sealed class JobGrainTests
         Assert.Equal(before.Outcome, Assert.Single(replay.OfType<JobPhaseChanged>()).Outcome);
         Assert.True(replay[^1].Sequence > before.LastIteration + 1_000_000);
         Assert.Equal("this job is known already", (await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 2))).Message);
+    }
+
+    [Fact]
+    public async Task Watch_AtItsEnd_NothingOfTheJobIsUnderWay()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(2, FakeRankWorker.TrainToEnd(1));
+        for (int i = 0; i < 20; i++)
+        {
+            string id = FormattableString.Invariant($"job{i}");
+            await cluster.Job(id).Submit(TrainingCluster.Spec(id, worldSize: 2));
+            await cluster.WatchToEndAsync(id);
+            Assert.Empty((await cluster.Grains.GetGrain<IDevicePoolGrain>(IDevicePoolGrain.Key).GetState()).Reservations);
+            Assert.Equal(JobPhase.Completed, (await cluster.Grains.GetGrain<IJobDirectory>(IJobDirectory.Key).List()).Single(job => job.JobId == id).Phase);
+        }
     }
 
     private static async Task<List<StartRank>> StartsAsync(TrainingCluster cluster, int worldSize)
