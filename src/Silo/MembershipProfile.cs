@@ -32,6 +32,20 @@ public sealed record MembershipProfile
         MaxJoinTime = TimeSpan.FromSeconds(60),
     };
 
+    /// <summary>
+    /// For a silo that is a cluster of its own. Nobody else watches it, so the only silo that could declare it dead is itself, when a busy machine makes
+    /// its start slow: it never does. Its membership table changes twice in its life and is written and read at leisure.
+    /// </summary>
+    public static MembershipProfile Alone { get; } = Relaxed with
+    {
+        ProbeTimeout = TimeSpan.FromMinutes(1),
+        MaxProbeTimeout = TimeSpan.FromMinutes(1),
+        TableRefresh = TimeSpan.FromMinutes(1),
+        IAmAlive = TimeSpan.FromMinutes(10),
+        MaxJoinTime = TimeSpan.FromHours(1),
+        EvictsSlowStarters = false,
+    };
+
     /// <summary>Time between two probes, and the least that a probe may take.</summary>
     public required TimeSpan ProbeTimeout { get; init; }
 
@@ -53,6 +67,9 @@ public sealed record MembershipProfile
     /// <summary>How long a starting silo tries to reach the others.</summary>
     public required TimeSpan MaxJoinTime { get; init; }
 
+    /// <summary>Whether a silo that has not joined within <see cref="MaxJoinTime"/> of its start is declared dead; any silo may do so, the slow one too.</summary>
+    public bool EvictsSlowStarters { get; init; } = true;
+
     /// <summary>Writes the profile into the options of a silo.</summary>
     public void ApplyTo(ClusterMembershipOptions options)
     {
@@ -64,6 +81,7 @@ public sealed record MembershipProfile
         options.TableRefreshTimeout = TableRefresh;
         options.IAmAliveTablePublishTimeout = IAmAlive;
         options.MaxJoinAttemptTime = MaxJoinTime;
+        options.EvictWhenMaxJoinAttemptTimeExceeded = EvictsSlowStarters;
         options.DefunctSiloExpiration = TimeSpan.FromMinutes(10);
         options.DefunctSiloCleanupPeriod = TimeSpan.FromMinutes(1);
     }

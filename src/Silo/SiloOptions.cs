@@ -20,15 +20,12 @@ public sealed record SiloOptions
     /// <summary>How fast other silos are declared dead.</summary>
     public MembershipProfile Membership { get; init; } = MembershipProfile.Tight;
 
-    /// <summary>
-    /// Options of a silo for one local job: devices 0 to <paramref name="worldSize"/> − 1. It has no other silo to join, so a start that a busy
-    /// machine makes slow is no reason to give up: after the time to join the silo would declare itself dead.
-    /// </summary>
+    /// <summary>Options of a silo for one local job: devices 0 to <paramref name="worldSize"/> − 1.</summary>
     public static SiloOptions ForLocalJob(int worldSize, string? logFolder) => new()
     {
         Devices = [.. Enumerable.Range(0, worldSize)],
         LogFolder = logFolder,
-        Membership = MembershipProfile.Tight with { MaxJoinTime = TimeSpan.FromMinutes(10) },
+        Membership = MembershipProfile.Alone,
     };
 }
 

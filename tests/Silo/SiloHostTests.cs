@@ -8,6 +8,7 @@ using Orleans.Configuration;
 
 namespace Megatron.Silo.Tests;
 
+[Collection("console")]
 public sealed class SiloHostTests
 {
     // The goal for a local job is 2 s with real ranks; fake ranks leave half of it to them.
@@ -80,6 +81,16 @@ public sealed class SiloHostTests
         Assert.Equal(TimeSpan.FromSeconds(1), options.MinProbeTimeout);
         Assert.Equal(TimeSpan.FromSeconds(1), options.MaxProbeTimeout);
         Assert.Equal((2, 2), (options.NumMissedProbesLimit, options.NumVotesForDeathDeclaration));
+    }
+
+    [Fact]
+    public void MembershipProfile_OfALocalJob_NeverEvictsAndHardlyProbes()
+    {
+        var options = new ClusterMembershipOptions();
+        SiloOptions.ForLocalJob(1, null).Membership.ApplyTo(options);
+        Assert.False(options.EvictWhenMaxJoinAttemptTimeExceeded);
+        Assert.True(options.MaxJoinAttemptTime >= TimeSpan.FromHours(1));
+        Assert.True(options.ProbeTimeout >= TimeSpan.FromMinutes(1) && options.TableRefreshTimeout >= TimeSpan.FromMinutes(1));
     }
 
     private static JobSpec Spec(string id, int worldSize) =>
