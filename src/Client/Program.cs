@@ -6,6 +6,8 @@ CultureInfo.DefaultThreadCurrentCulture = CultureInfo.DefaultThreadCurrentUICult
 CultureInfo.CurrentCulture = CultureInfo.CurrentUICulture = CultureInfo.InvariantCulture;
 
 // A training run takes over Ctrl-C and SIGTERM itself (Jobs/StopSignals); anything else ends at once, as the system does by default.
-var cli = new MegatronCli(new CommandConsole(Console.Out, Console.Error), Environment.GetEnvironmentVariable, TimeProvider.System);
+var console = new CommandConsole(Console.Out, Console.Error);
+if (Environment.GetEnvironmentVariable("MEGATRON_COMMAND") is { Length: > 0 } command) console = console with { Program = command }; // set by the launcher
+var cli = new MegatronCli(console, Environment.GetEnvironmentVariable, TimeProvider.System);
 var exitCode = await cli.RunAsync(args, CancellationToken.None);
 Environment.Exit(exitCode); // after an abort a rank may still hang in a collective: the process ends all the same

@@ -7,6 +7,9 @@ namespace Megatron.Client.Cli;
 /// <param name="Error">Standard error.</param>
 public sealed record CommandConsole(TextWriter Out, TextWriter Error)
 {
+    /// <summary>How the user calls the program, for lines that can be copied: <c>./megatron</c> from a clone.</summary>
+    public string Program { get; init; } = "megatron";
+
     /// <summary>Width of the terminal that <see cref="Out"/> writes to; null when it is piped or read by a program.</summary>
     public int? Columns => !Console.IsOutputRedirected && ReferenceEquals(Out, Console.Out) ? Console.WindowWidth : null;
 

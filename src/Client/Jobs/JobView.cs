@@ -49,7 +49,7 @@ public sealed class JobView : IDisposable
     {
         if (isJson) return;
         Say($"checkpoints, args.json and logging.jsonl: {folder}");
-        Say($"talk to the model: megatron infer --model {folder} --stream");
+        Say($"talk to the model: {output.Program} infer --model {folder} --stream");
     }
 
     /// <summary>A line beside the events; readers of JSON must not meet it.</summary>

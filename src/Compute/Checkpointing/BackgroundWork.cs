@@ -1,4 +1,5 @@
 using System.Runtime.ExceptionServices;
+using Megatron.Compute.Native;
 
 namespace Megatron.Compute.Checkpointing;
 
@@ -15,10 +16,12 @@ internal sealed class BackgroundWork<T> where T : class
 
     /// <param name="name">Name of the thread.</param>
     /// <param name="work">Touches no tensor that another thread uses meanwhile.</param>
-    public BackgroundWork(string name, Func<T> work)
+    /// <param name="givesWay">Threads that compute come first: a step on a CPU is as slow as the thread that was put aside for the work.</param>
+    public BackgroundWork(string name, Func<T> work, bool givesWay = false)
     {
         thread = new Thread(() =>
         {
+            if (givesWay) ThreadWeight.GiveWay();
             try
             {
                 result = work();

@@ -45,6 +45,17 @@ public sealed class CheckpointSaver : IDisposable
     }
 
     /// <summary>
+    /// Copies once before the first step: fresh memory and code that runs for the first time take ten times as long as a later copy, and would be
+    /// the longest stall of the run.
+    /// </summary>
+    public void Rehearse(RankSetup rank, RankLink link)
+    {
+        using var scope = NewDisposeScope();
+        if (link.Rank == 0) _ = content.Facts(rank);
+        _ = (image ??= new HostImage(rank.Device)).Capture(content.Of(rank).Content);
+    }
+
+    /// <summary>
     /// Saves the run as it stands after the newest step. Entered by all ranks together, and all leave together: with the save committed or given
     /// up when <paramref name="wait"/> is set, else as soon as the values are copied.
     /// </summary>
@@ -129,7 +140,7 @@ public sealed class CheckpointSaver : IDisposable
         var saveId = string.Create(CultureInfo.InvariantCulture, $"{rank.Progress.Iteration}");
         var facts = link.Rank == 0 ? content.Facts(rank) : null;
         pending = new PendingSave(saveId, rank.Progress.Iteration, facts, rank.Config.SaveTotalLimit,
-            new BackgroundWork<RankPart>($"rank {link.Rank} save {saveId}", () => Write(link, saveId, part, sizeBytes)));
+            new BackgroundWork<RankPart>($"rank {link.Rank} save {saveId}", () => Write(link, saveId, part, sizeBytes), givesWay: isInBackground));
         // Without a copy the tensors are read where they are: the rank's thread does nothing until they are written.
         if (!isInBackground) pending.Writing.Join();
         else if (link.Rank == 0) link.Notice(FormattableString.Invariant($"training goes on while it is written: {image?.SizeBytes / 1048576.0:F0} MiB copied in {Stopwatch.GetElapsedTime(started).TotalMilliseconds:F0} ms on rank 0"));

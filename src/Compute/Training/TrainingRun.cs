@@ -90,6 +90,7 @@ public sealed class TrainingRun : IRankProgram
     {
         var config = rank.Config;
         var last = rank.Data.LastIteration;
+        if (config.AsyncSave) rank.Saver.Rehearse(rank, link);
         while (rank.Progress.Iteration < last)
         {
             var decision = DecideOnStop(rank, link);

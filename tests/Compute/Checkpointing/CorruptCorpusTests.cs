@@ -23,7 +23,7 @@ public sealed partial class CorruptCorpusTests(ITestOutputHelper output)
     private (TimeSpan Time, string Title) slowest;
     private (long Bytes, string Title) largest;
 
-    [Fact, Trait("Category", "faults")]
+    [Fact]
     public void EveryFile_OfTheCorpus_IsRefusedWithItsCodeInTimeAndMemory()
     {
         var seed = Environment.TickCount;

@@ -84,7 +84,7 @@ public sealed class QuickstartCommand(CommandConsole console, Func<string, strin
         console.Out.WriteLine($"plot of the losses           {plan.PlotPath}");
         console.Out.WriteLine($"data                         {plan.DataFolder}");
         console.Out.WriteLine();
-        console.Out.WriteLine($"Talk to it: megatron infer --model {plan.HfFolder} --temperature 0 --stream");
+        console.Out.WriteLine($"Talk to it: {console.Program} infer --model {plan.HfFolder} --temperature 0 --stream");
     }
 
     /// <summary>Paths below the working folder are shown relative to it.</summary>
