@@ -14,6 +14,9 @@ public sealed partial record TrainingConfig
     [Option("profile", "File for a Chrome trace of one training step on the GPU; also prints the step's kernels by kind (megatron benchmark).", Verify)]
     public string? Profile { get; init; }
 
+    [Option("kernels", "Compare every GPU kernel with its twin in libtorch operations and measure its bandwidth, instead of a step (megatron benchmark).", Verify)]
+    public bool Kernels { get; init; }
+
     [Option("dump", "File for what was computed, with the tensor names of golden.safetensors.", Verify)]
     public string? Dump { get; init; }
 }

@@ -42,6 +42,11 @@ public sealed record MicroBatch
     /// <summary>Length of the row.</summary>
     public int NumTokens => TokenIds.Length;
 
+    /// <summary>True when rows, sample borders and padding are those of <paramref name="other"/>, whatever the tokens.</summary>
+    public bool HasShapeOf(MicroBatch other) =>
+        NumTokens == other.NumTokens && NumPaddingTokens == other.NumPaddingTokens && CuSeqLens.AsSpan().SequenceEqual(other.CuSeqLens)
+        && (SegmentPadding ?? []).AsSpan().SequenceEqual(other.SegmentPadding ?? []);
+
     /// <summary>Longest segment.</summary>
     public int MaxSeqLen
     {

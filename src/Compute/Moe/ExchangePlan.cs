@@ -31,6 +31,9 @@ public sealed class ExchangePlan
     /// <summary>Place by expert of each chunk by origin.</summary>
     internal int[] ExpertOfOriginOrder { get; }
 
+    /// <summary>For a rank with all experts: nothing travels, and nothing is known of the rows.</summary>
+    internal static ExchangePlan Nothing { get; } = new([], numExperts: 0, ep: 1, etp: 1, etpRank: 0);
+
     /// <param name="counts">[E + etp·ep·e] of <see cref="ExpertExchange.Plan"/>.</param>
     /// <param name="etpRank">This rank in the expert-tensor-parallel group.</param>
     internal ExchangePlan(long[] counts, int numExperts, int ep, int etp, int etpRank)

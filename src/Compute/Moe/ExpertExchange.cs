@@ -34,11 +34,19 @@ public sealed class ExpertExchange
         NumLocalExperts = numExperts / expertParallel.Size;
     }
 
-    /// <summary>Tells the ranks how many rows will come. Waits for the device: the numbers are needed on the host.</summary>
+    /// <summary>True when all experts are on this rank: nothing travels, and the host need not know how many rows they have.</summary>
+    private bool IsLocal => expertParallel.Size == 1 && expertTensorParallel.Size == 1;
+
+    /// <summary>
+    /// Tells the ranks how many rows will come. Waits for the device, because the numbers are needed on the host, unless all experts are here.
+    /// </summary>
     /// <param name="rowsPerExpert_E">[E] int64 rows of this rank for each expert.</param>
-    /// <returns>[E + etp·ep·e] int64 on the CPU, for <see cref="ExchangePlan"/>: a tensor, so that a layer can keep it.</returns>
+    /// <returns>
+    /// [E + etp·ep·e] int64 on the CPU, for <see cref="ExchangePlan"/>: a tensor, so that a layer can keep it; the argument when all experts are here.
+    /// </returns>
     public Tensor Plan(Tensor rowsPerExpert_E)
     {
+        if (IsLocal) return rowsPerExpert_E.alias();
         using var scope = NewDisposeScope();
         var received = rowsPerExpert_E;
         if (expertParallel.Size > 1)
@@ -57,8 +65,19 @@ public sealed class ExpertExchange
     }
 
     /// <summary>Reads a kept plan.</summary>
-    public ExchangePlan Read(Tensor plan) => new(
-        plan.data<long>().ToArray(), NumExperts, expertParallel.Size, expertTensorParallel.Size, expertTensorParallel.Rank);
+    public ExchangePlan Read(Tensor plan) => IsLocal
+        ? ExchangePlan.Nothing
+        : new ExchangePlan(plan.data<long>().ToArray(), NumExperts, expertParallel.Size, expertTensorParallel.Size, expertTensorParallel.Rank);
+
+    /// <summary>Borders of the rows that <see cref="FinishSend"/> gives.</summary>
+    /// <param name="rowsPerExpert_E">As given to <see cref="Plan"/>.</param>
+    /// <returns>[e] int32 on the same device: the row after the last of each expert.</returns>
+    public Tensor Ends(Tensor rowsPerExpert_E, ExchangePlan plan)
+    {
+        using var scope = NewDisposeScope();
+        var rows_e = IsLocal ? rowsPerExpert_E : tensor(plan.RowsPerExpert, int64, rowsPerExpert_E.device);
+        return rows_e.cumsum(0, int32).MoveToOuterDisposeScope();
+    }
 
     /// <summary>
     /// Starts to send rows of this rank, sorted by expert, to the ranks of their experts: they travel over the expert-parallel group while the caller

@@ -12,7 +12,7 @@ namespace Megatron.Compute.Moe;
 /// <remarks>Shape letters: R rows, H hidden, F features of an expert on this rank, E experts of this rank.</remarks>
 public sealed class GroupedExperts
 {
-    private const int Input = 0, Weights = 1, RowsPerExpert = 2, GateUp = 3, Activation = 4, GradGateUp = 5, GradOutput = 6; // slots
+    private const int Input = 0, Weights = 1, Ends = 2, GateUp = 3, Activation = 4, GradGateUp = 5, GradOutput = 6; // slots
 
     private readonly Parameter gateUp_E2FH;
     private readonly Parameter down_EHF;
@@ -51,17 +51,16 @@ public sealed class GroupedExperts
     public Tensor Forward(DispatchedTokens tokens, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var (rows_RH, weights_R, rowsPerExpert) = tokens;
-        var gateUp_R2F = GroupedProduct.Rows(rows_RH, gateUp_E2FH.Data.transpose(1, 2), rowsPerExpert);
-        var activation_RF = SwiGlu.Forward(gateUp_R2F);
-        var weighted_RF = Weighted(activation_RF, weights_R);
-        var output_RH = GroupedProduct.Rows(weighted_RF, down_EHF.Data.transpose(1, 2), rowsPerExpert);
+        var (rows_RH, weights_R, ends_E) = tokens;
+        var gateUp_R2F = GroupedProduct.Rows(rows_RH, gateUp_E2FH.Data.transpose(1, 2), ends_E);
+        var weighted_RF = WeightedSwiGlu.Forward(gateUp_R2F, weights_R);
+        var output_RH = GroupedProduct.Rows(weighted_RF, down_EHF.Data.transpose(1, 2), ends_E);
 
         saved.Keep(Input, rows_RH);
         saved.Keep(Weights, weights_R);
-        saved.Keep(RowsPerExpert, tensor(rowsPerExpert));
+        saved.Keep(Ends, ends_E);
         saved.Keep(GateUp, gateUp_R2F);
-        if (!recomputeActivation) saved.Keep(Activation, activation_RF);
+        if (!recomputeActivation) saved.Keep(Activation, weighted_RF);
         return output_RH.MoveToOuterDisposeScope();
     }
 
@@ -70,17 +69,13 @@ public sealed class GroupedExperts
     public (Tensor GradRows_RH, Tensor GradWeights_R) BackwardInput(Tensor gradOutput_RH, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var (gateUp_R2F, weights_R) = (saved.Take(GateUp), saved.Take(Weights));
-        var rowsPerExpert = saved.Peek(RowsPerExpert).data<long>().ToArray();
-        var activation_RF = recomputeActivation ? SwiGlu.Forward(gateUp_R2F) : saved.Take(Activation);
-        var gradWeighted_RF = GroupedProduct.Rows(gradOutput_RH, down_EHF.Data, rowsPerExpert);
-        var gradWeights_R = (gradWeighted_RF.to_type(weights_R.dtype) * activation_RF).sum(dim: -1);
-
-        var gradGateUp_R2F = SwiGlu.Backward(Weighted(gradWeighted_RF, weights_R), gateUp_R2F);
-        var gradRows_RH = GroupedProduct.Rows(gradGateUp_R2F, gateUp_E2FH.Data, rowsPerExpert);
+        var (gateUp_R2F, weights_R, ends_E) = (saved.Take(GateUp), saved.Take(Weights), saved.Peek(Ends));
+        var gradWeighted_RF = GroupedProduct.Rows(gradOutput_RH, down_EHF.Data, ends_E);
+        var (gradGateUp_R2F, gradWeights_R, weighted_RF) = WeightedSwiGlu.Backward(gradWeighted_RF, gateUp_R2F, weights_R, wantsOutput: recomputeActivation);
+        var gradRows_RH = GroupedProduct.Rows(gradGateUp_R2F, gateUp_E2FH.Data, ends_E);
         saved.Keep(GradGateUp, gradGateUp_R2F);
         saved.Keep(GradOutput, gradOutput_RH);
-        saved.Keep(Activation, Weighted(activation_RF, weights_R));
+        if (weighted_RF is not null) saved.Keep(Activation, weighted_RF);
         return (gradRows_RH.MoveToOuterDisposeScope(), gradWeights_R.MoveToOuterDisposeScope());
     }
 
@@ -88,15 +83,12 @@ public sealed class GroupedExperts
     public void BackwardWeight(Saved saved)
     {
         using var scope = NewDisposeScope();
-        var rowsPerExpert = saved.Take(RowsPerExpert).data<long>().ToArray();
+        var ends_E = saved.Take(Ends);
         var (input_RH, gradGateUp_R2F) = (saved.Take(Input), saved.Take(GradGateUp));
         var (weighted_RF, gradOutput_RH) = (saved.Take(Activation), saved.Take(GradOutput));
-        GroupedProduct.AccumulateWeights(gateUp_E2FH, gradGateUp_R2F, input_RH, rowsPerExpert);
-        GroupedProduct.AccumulateWeights(down_EHF, gradOutput_RH, weighted_RF, rowsPerExpert);
+        GroupedProduct.AccumulateWeights(gateUp_E2FH, gradGateUp_R2F, input_RH, ends_E);
+        GroupedProduct.AccumulateWeights(down_EHF, gradOutput_RH, weighted_RF, ends_E);
     }
-
-    /// <summary>Multiplied in the dtype of the weights, which is the more precise one, then rounded once.</summary>
-    private static Tensor Weighted(Tensor x_RF, Tensor weights_R) => (x_RF * weights_R.unsqueeze(1)).to_type(x_RF.dtype);
 }
 
 /// <summary>The part of a layer's experts that a rank holds: some experts, and of each some features.</summary>

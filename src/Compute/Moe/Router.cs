@@ -52,9 +52,7 @@ public sealed class Router
     {
         using var scope = NewDisposeScope();
         saved.Keep(Input, x_TH);
-        var dtype = ProductDtype(x_TH);
-        var logits_TE = nn.functional.linear(x_TH.to_type(dtype), weight_EH.Data.to_type(dtype));
-        if (dtype != float64) logits_TE = logits_TE.to_type(float32);
+        var logits_TE = ComputeLogits(x_TH);
         var (values_Tk, experts_Tk) = (config.PreSoftmax ? logits_TE.softmax(-1) : logits_TE).topk(config.TopK, dim: -1);
         var weights_Tk = config.PreSoftmax ? values_Tk : values_Tk.softmax(-1);
         saved.Keep(Logits, logits_TE);
@@ -81,6 +79,12 @@ public sealed class Router
 
         var gradLogits_TE = zeros_like(logits_TE);
         if (logits_TE.shape[0] > 0) AddThroughSoftmax(gradLogits_TE, logits_TE, new Routing(weights_Tk, experts_Tk), gradWeights_Tk, new Load(counts_GE, tokens), saved.Context);
+        if (UsesWideProduct(saved.Peek(Input)))
+        {
+            var split_T2E = WideProduct.Split(gradLogits_TE);
+            saved.Keep(GradLogits, split_T2E);
+            return WideProduct.BackwardInput(split_T2E, weight_EH.Data).MoveToOuterDisposeScope();
+        }
         saved.Keep(GradLogits, gradLogits_TE);
         var gradInput_TH = gradLogits_TE.mm(weight_EH.Data.to_type(gradLogits_TE.dtype));
         return gradInput_TH.to_type(weight_EH.Data.dtype).MoveToOuterDisposeScope();
@@ -90,8 +94,9 @@ public sealed class Router
     public void BackwardWeight(Saved saved)
     {
         using var scope = NewDisposeScope();
-        var gradLogits_TE = saved.Take(GradLogits);
-        WeightGradient.Accumulate(weight_EH, gradLogits_TE, saved.Take(Input).to_type(gradLogits_TE.dtype));
+        var (gradLogits_TE, x_TH) = (saved.Take(GradLogits), saved.Take(Input));
+        if (UsesWideProduct(x_TH)) WideProduct.BackwardWeight(weight_EH, gradLogits_TE, x_TH);
+        else WeightGradient.Accumulate(weight_EH, gradLogits_TE, x_TH.to_type(gradLogits_TE.dtype));
     }
 
     /// <summary>Frees the kept tokens after Forward.</summary>
@@ -154,6 +159,17 @@ public sealed class Router
     }
 
     private void Record(Tensor rows, Tensor value) => RoutingStatistics.Add(rows, layerIndex, value);
+
+    /// <summary>[T, E], fp32 or fp64.</summary>
+    private Tensor ComputeLogits(Tensor x_TH)
+    {
+        if (UsesWideProduct(x_TH)) return WideProduct.Forward(x_TH, weight_EH.Data);
+        var dtype = ProductDtype(x_TH);
+        var logits_TE = nn.functional.linear(x_TH.to_type(dtype), weight_EH.Data.to_type(dtype));
+        return dtype == float64 ? logits_TE : logits_TE.to_type(float32);
+    }
+
+    private bool UsesWideProduct(Tensor x_TH) => ProductDtype(x_TH) == float32 && WideProduct.Supports(x_TH, weight_EH.Data);
 
     /// <summary>Double-precision models (tests) are not rounded on the way.</summary>
     private ScalarType ProductDtype(Tensor x) => x.dtype == float64 ? float64 : options.RouterDtype ?? x.dtype;

@@ -6,11 +6,11 @@ namespace Megatron.Compute.Moe;
 /// <summary>Tokens as their experts get them.</summary>
 /// <param name="Rows_RH">[R, H] one row for each assignment to an expert of this rank, sorted by expert.</param>
 /// <param name="Weights_R">[R] router weight of each row.</param>
-/// <param name="RowsPerExpert">Rows of each expert of this rank; sums to R.</param>
-public readonly record struct DispatchedTokens(Tensor Rows_RH, Tensor Weights_R, long[] RowsPerExpert);
+/// <param name="Ends_E">[E] int32 on the rows' device: the row after the last of each expert of this rank.</param>
+public readonly record struct DispatchedTokens(Tensor Rows_RH, Tensor Weights_R, Tensor Ends_E);
 
 /// <summary>Tokens on their way to their experts.</summary>
-public readonly record struct StartedDispatch(RowTransfer Rows, RowTransfer Weights, ExchangePlan Plan);
+public readonly record struct StartedDispatch(RowTransfer Rows, RowTransfer Weights, ExchangePlan Plan, Tensor Ends_E);
 
 /// <summary>
 /// Brings tokens to their experts and the results back: sort by expert, exchange between ranks, run, exchange back, sum by token ("alltoall"
@@ -29,22 +29,22 @@ public sealed class TokenDispatcher(ExpertExchange exchange)
     public StartedDispatch StartDispatch(Tensor x_TH, Routing routing, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var (placeOfRow_R, rowOfPlace_Tk, rowsPerExpert_E) = TokenPermutation.Plan(routing.Experts_Tk, exchange.NumExperts);
+        var (order, rowsPerExpert_E) = TokenPermutation.Plan(routing.Experts_Tk, exchange.NumExperts);
         var counts = exchange.Plan(rowsPerExpert_E);
         var plan = exchange.Read(counts);
-        saved.Keep(PlaceOfRow, placeOfRow_R);
-        saved.Keep(RowOfPlace, rowOfPlace_Tk);
+        saved.Keep(PlaceOfRow, order.PlaceOfRow_R);
+        saved.Keep(RowOfPlace, order.RowOfPlace_Tk);
         saved.Keep(Plan, counts);
-        var rows = exchange.StartSend(TokenPermutation.Copy(x_TH, placeOfRow_R, rowOfPlace_Tk.shape[1]), plan);
-        var weights = exchange.StartSend(routing.Weights_Tk.reshape(-1).index_select(0, placeOfRow_R), plan);
+        var rows = exchange.StartSend(TokenPermutation.Copy(x_TH, order), plan);
+        var weights = exchange.StartSend(routing.Weights_Tk.reshape(-1).index_select(0, order.PlaceOfRow_R), plan);
         rows.Rows.MoveToOuterDisposeScope();
         weights.Rows.MoveToOuterDisposeScope();
-        return new StartedDispatch(rows, weights, plan);
+        return new StartedDispatch(rows, weights, plan, exchange.Ends(rowsPerExpert_E, plan).MoveToOuterDisposeScope());
     }
 
     /// <summary>The tokens of this rank's experts from all ranks; waits for them.</summary>
     public DispatchedTokens FinishDispatch(StartedDispatch started) => new(
-        exchange.FinishSend(started.Rows, started.Plan), exchange.FinishSend(started.Weights, started.Plan), started.Plan.RowsPerExpert);
+        exchange.FinishSend(started.Rows, started.Plan), exchange.FinishSend(started.Weights, started.Plan), started.Ends_E);
 
     /// <summary>Sums the experts' results of each token.</summary>
     /// <returns>[T, H].</returns>
@@ -59,7 +59,7 @@ public sealed class TokenDispatcher(ExpertExchange exchange)
     /// <param name="gradOutput_TH">[T, H].</param>
     public RowTransfer StartCombineBackward(Tensor gradOutput_TH, Saved saved)
     {
-        using var gradRows_RH = TokenPermutation.Copy(gradOutput_TH, saved.Peek(PlaceOfRow), saved.Peek(RowOfPlace).shape[1]);
+        using var gradRows_RH = TokenPermutation.Copy(gradOutput_TH, new TokenOrder(saved.Peek(PlaceOfRow), saved.Peek(RowOfPlace)));
         return exchange.StartSend(gradRows_RH, exchange.Read(saved.Peek(Plan)));
     }
 

@@ -14,6 +14,8 @@ public sealed unsafe class CudaKernels
     private static readonly Lock gate = new();
     private static readonly Dictionary<(int Device, string File, string Define), CudaKernels> modules = [];
 
+    private const uint SharedBytesUnasked = 48 << 10; // more must be asked for
+
     private readonly Dictionary<string, nint> functions = new(StringComparer.Ordinal);
     private readonly nint module;
     private readonly int device;
@@ -43,12 +45,16 @@ public sealed unsafe class CudaKernels
         }
     }
 
+    /// <summary>Bytes of shared memory that a block may have on this device.</summary>
+    public int MaxSharedBytes => Attribute(device, 97); // CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+
     /// <summary>Launches a kernel on the current stream of the device the module was loaded for.</summary>
     /// <param name="name">Its <c>extern "C"</c> name.</param>
     /// <param name="arguments">Values as 64-bit words: pointers, integers (declared <c>long long</c>), and floats by <see cref="Float"/> (declared <c>double</c>).</param>
     public void Launch(string name, uint gridX, uint gridY, uint threads, uint sharedBytes, params ReadOnlySpan<long> arguments)
     {
         var function = Function(name);
+        if (sharedBytes > SharedBytesUnasked) Check(Driver.FuncSetAttribute(function, 8, (int)sharedBytes), name); // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         var values = stackalloc long[arguments.Length];
         var pointers = stackalloc void*[arguments.Length];
         for (var i = 0; i < arguments.Length; i++)
@@ -102,12 +108,13 @@ public sealed unsafe class CudaKernels
         return reader.ReadToEnd();
     }
 
-    private static int Architecture(int device)
+    private static int Architecture(int device) => 10 * Attribute(device, 75) + Attribute(device, 76); // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+
+    private static int Attribute(int device, int attribute)
     {
-        int major, minor;
-        Check(Driver.DeviceGetAttribute(&major, 75, device), "cuDeviceGetAttribute"); // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-        Check(Driver.DeviceGetAttribute(&minor, 76, device), "cuDeviceGetAttribute");
-        return 10 * major + minor;
+        int value;
+        Check(Driver.DeviceGetAttribute(&value, attribute, device), "cuDeviceGetAttribute");
+        return value;
     }
 
     private static void Check(int status, string what)
@@ -124,6 +131,7 @@ public sealed unsafe class CudaKernels
         public static readonly delegate* unmanaged<nint*, nint, byte*, int> ModuleGetFunction = (delegate* unmanaged<nint*, nint, byte*, int>)Export("cuModuleGetFunction");
         public static readonly delegate* unmanaged<nint, uint, uint, uint, uint, uint, uint, uint, nint, void**, void**, int> LaunchKernel =
             (delegate* unmanaged<nint, uint, uint, uint, uint, uint, uint, uint, nint, void**, void**, int>)Export("cuLaunchKernel");
+        public static readonly delegate* unmanaged<nint, int, int, int> FuncSetAttribute = (delegate* unmanaged<nint, int, int, int>)Export("cuFuncSetAttribute");
         public static readonly delegate* unmanaged<int*, int> CtxGetDevice = (delegate* unmanaged<int*, int>)Export("cuCtxGetDevice");
         public static readonly delegate* unmanaged<int*, int, int, int> DeviceGetAttribute = (delegate* unmanaged<int*, int, int, int>)Export("cuDeviceGetAttribute");
 

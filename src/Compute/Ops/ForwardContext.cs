@@ -14,6 +14,7 @@ public sealed class ForwardContext : IDisposable
     private ZigZagOrder? zigZag;
     private SegmentHalves? halves;
     private Tensor? wholeCuSeqLens;
+    private Tensor? lossFactorOnDevice;
 
     /// <summary>The host arrays this context was made from: this rank's tokens.</summary>
     public MicroBatch Batch { get; }
@@ -60,7 +61,10 @@ public sealed class ForwardContext : IDisposable
     /// 1/(target tokens of the global batch) with per-token loss, else 1/(tokens of the micro-batch × micro-batches of the global batch).
     /// Times the fp16 loss scale when there is one. Nobody else divides.
     /// </summary>
-    public double LossFactor { get; }
+    public double LossFactor { get; private set; }
+
+    /// <summary><see cref="LossFactor"/> as a 0-d fp64 tensor: kernels read it there, so that a recorded step may be given another one.</summary>
+    public Tensor LossFactorOnDevice => lossFactorOnDevice ??= Keep(tensor(LossFactor, float64, TokenIds.device));
 
     /// <summary>Weight of auxiliary losses: 1/(micro-batches of the global batch), times the fp16 loss scale.</summary>
     public double AuxiliaryLossFactor { get; }
@@ -97,6 +101,20 @@ public sealed class ForwardContext : IDisposable
         return realTokens = new RealTokens(Batch, share, numTokens, TokenIds.device);
     }
 
+    /// <summary>Writes another row into the same tensors: for work that was recorded with their addresses.</summary>
+    /// <param name="batch">Has the shape of <see cref="Batch"/> (<see cref="MicroBatch.HasShapeOf"/>).</param>
+    public void Refill(MicroBatch batch, double lossFactor)
+    {
+        using var scope = NewDisposeScope();
+        LossFactor = lossFactor;
+        lossFactorOnDevice?.fill_(lossFactor);
+        TokenIds.copy_(tensor(batch.TokenIds, int64));
+        Labels.copy_(tensor(batch.Labels, int64));
+        LossWeights.copy_(tensor(batch.LossWeights ?? UnitWeights(batch.Labels), float32));
+        Positions.copy_(tensor(batch.Positions, int64));
+        GlobalTokenIndex.copy_(tensor(batch.GlobalTokenIndex, int64));
+    }
+
     /// <inheritdoc/>
     public void Dispose()
     {
@@ -104,6 +122,7 @@ public sealed class ForwardContext : IDisposable
         zigZag?.Dispose();
         halves?.Dispose();
         wholeCuSeqLens?.Dispose();
+        lossFactorOnDevice?.Dispose();
         foreach (var tensor in (Tensor[])[TokenIds, Labels, LossWeights, Positions, CuSeqLens, GlobalTokenIndex]) tensor.Dispose();
     }
 

@@ -15,10 +15,8 @@ namespace Megatron.Compute.Optimizers;
 /// </remarks>
 public sealed class MixedPrecisionOptimizer : IDisposable
 {
-    /// <summary>Elements updated at a time: small enough for a core's cache on a CPU, 16 MiB of temporaries on a device.</summary>
+    /// <summary>Elements updated at a time on a CPU: small enough for a core's cache.</summary>
     private const long ChunkLengthCpu = 1L << 17;
-
-    private const long ChunkLengthDevice = 1L << 22;
 
     private readonly FlatLayout layout;
     private readonly GradientBuffer gradients;
@@ -192,7 +190,7 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     private void Update(OwnedRange part, FlatRange range, double learningRate, double weightDecay, double gradientFactor)
     {
         if (range.Length == 0) return;
-        var chunkLength = weights.device_type == DeviceType.CPU ? ChunkLengthCpu : ChunkLengthDevice;
+        var chunkLength = ChunkLengthCpu;
         var adam = new AdamWStep(
             learningRate, weightDecay, options.AdamBeta1, options.AdamBeta2, options.AdamEps, StepCount, gradientFactor);
         if (part.IsOffloaded)
@@ -200,7 +198,8 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             UpdateOnHost(part, range, adam);
             return;
         }
-        if (part.ExpAvgSq is not null && weights.device_type == DeviceType.CUDA) chunkLength = range.Length;
+        var isFused = weights.device_type == DeviceType.CUDA;
+        if (isFused) chunkLength = range.Length;
         for (var begin = range.Begin; begin < range.End; begin += chunkLength)
         {
             using var scope = NewDisposeScope();
@@ -209,9 +208,10 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             var model = Slice(weights, chunk);
             var master = part.Master is null ? model : part.Slice(part.Master, chunk);
             var expAvg = part.Slice(part.ExpAvg, chunk);
-            if (part.ExpAvgSq is not null && weights.device_type == DeviceType.CUDA)
+            if (isFused)
             {
-                AdamWKernel.Step(master, gradient, expAvg, part.Slice(part.ExpAvgSq, chunk), model, adam);
+                if (part.ExpAvgSq is null) SgdMomentumKernel.Step(master, gradient, expAvg, model, learningRate, weightDecay, options.SgdMomentum, gradientFactor);
+                else AdamWKernel.Step(master, gradient, expAvg, part.Slice(part.ExpAvgSq, chunk), model, adam);
                 continue;
             }
             if (part.ExpAvgSq is null)

@@ -80,7 +80,7 @@ public sealed class OutputHead
         var narrow_Cv = nn.functional.linear(Rows(hidden_TH, start), Weight.Data);
         if (CrossEntropyKernel.Supports(narrow_Cv, region.Group))
         {
-            var factor = wantsGradient ? context.LossFactor : (double?)null;
+            var factor = wantsGradient ? context.LossFactorOnDevice : null;
             return (CrossEntropyKernel.Compute(narrow_Cv, Rows(context.Labels, start), Rows(context.LossWeights, start), factor), narrow_Cv);
         }
         var logits_Cv = narrow_Cv.to_type(wide);

@@ -1,5 +1,4 @@
 using Megatron.Compute.Ops;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.TensorParallel;
@@ -49,15 +48,13 @@ public sealed class VocabParallelEmbedding
     public void BackwardWeight(Saved saved)
     {
         using var scope = NewDisposeScope();
-        var gradOutput_TH = saved.Take(GradOutput).to_type(Weight.MainGrad.dtype);
+        var gradOutput_TH = saved.Take(GradOutput);
         var rows_T = saved.Context.TokenIds;
         if (region.Group.Size > 1)
         {
             (rows_T, var foreign_T) = shard.Map(rows_T);
             gradOutput_TH = gradOutput_TH.masked_fill(foreign_T.unsqueeze(1), 0);
         }
-        // On a GPU index_add_ adds with atomics, in any order; index_put_ sorts the tokens first, so each row has one order of additions.
-        if (gradOutput_TH.device_type == DeviceType.CUDA) Weight.MainGrad.index_put_(gradOutput_TH, [rows_T], true);
-        else Weight.MainGrad.index_add_(0, rows_T, gradOutput_TH, 1);
+        GradientAccumulation.AddEmbeddingRows(Weight.MainGrad, gradOutput_TH, rows_T);
     }
 }

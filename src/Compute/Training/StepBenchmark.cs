@@ -41,10 +41,19 @@ public sealed record BenchmarkResult
     /// <summary>What the allocators hold after the run: the peak, since they give nothing back. 0 on a CPU.</summary>
     public required double PeakMemoryGiB { get; init; }
 
-    /// <summary>Kernels, copies and fills of one step; null without <c>--profile</c>.</summary>
+    /// <summary>Time in which the host launches forward and backward, over their launches; null where the GPU cannot be recorded.</summary>
+    public double? MicrosecondsPerLaunch { get; init; }
+
+    /// <summary>Kernels, copies and fills of one step; null where the GPU cannot be recorded.</summary>
     public int? LaunchesPerStep => Profile?.Launches;
 
-    /// <summary>What one more step did on the GPU; null without <c>--profile</c>.</summary>
+    /// <summary>Those of forward and backward of one layer.</summary>
+    public int? LaunchesPerLayer { get; init; }
+
+    /// <summary>Time on the GPU of all of them together.</summary>
+    public double? KernelMs => Profile?.KernelMs;
+
+    /// <summary>What one more step did on the GPU; null on a CPU and where CUPTI is missing.</summary>
     [JsonIgnore]
     public StepProfile? Profile { get; init; }
 }
@@ -83,11 +92,40 @@ public static class StepBenchmark
             trainer.AccumulateGradients(batch);
         });
         var result = Summarize(preset, config, device, loaded, gpt, batch, seqLength, steps, halves);
-        if (config.Profile is null) return result;
-        if (device.type != DeviceType.CUDA) throw new ConfigException("BENCH002", "profile records the GPU, and this benchmark runs on the CPU; leave it out or give --device cuda.");
-        var profile = new StepProfile(CudaTrace.Record(() => trainer.TrainStep(batch, 1e-6)));
-        profile.WriteChromeTrace(config.Profile);
-        return result with { Profile = profile };
+        if (config.Profile is not null && device.type != DeviceType.CUDA)
+            throw new ConfigException("BENCH002", "profile records the GPU, and this benchmark runs on the CPU; leave it out or give --device cuda.");
+        if (device.type != DeviceType.CUDA) return result;
+        if (RecordStep(() => trainer.TrainStep(batch, 1e-6), isAskedFor: config.Profile is not null) is not { } profile) return result;
+        if (config.Profile is { } path) profile.WriteChromeTrace(path);
+        var issueMs = Time(5, device, () => trainer.AccumulateGradients(batch), waits: false);
+        return result with
+        {
+            Profile = profile,
+            LaunchesPerLayer = profile.LaunchesPerLayer(gpt.Config.NumLayers),
+            MicrosecondsPerLaunch = issueMs[issueMs.Length / 2] * 1e3 / profile.ForwardBackwardLaunches,
+        };
+    }
+
+    /// <summary>Without CUPTI there is no profile, and no benchmark fails for it.</summary>
+    private static StepProfile? RecordStep(Action step, bool isAskedFor)
+    {
+        try
+        {
+            return new StepProfile(CudaTrace.Record(step));
+        }
+        catch (ConfigException) when (!isAskedFor)
+        {
+            return null;
+        }
+    }
+
+    /// <summary>The table of kernels.</summary>
+    /// <exception cref="ConfigException">BENCH003: there is no GPU.</exception>
+    public static IReadOnlyList<KernelRow> Kernels(TrainingConfig config, LoadedLibTorch loaded, int seed)
+    {
+        var device = CudaDevices.Choose(config.Device, localRank: 0, loaded);
+        if (device.type != DeviceType.CUDA) throw new ConfigException("BENCH003", "kernels are compared on a GPU, and this benchmark runs on the CPU; leave it out or give --device cuda.");
+        return KernelTable.Run(device, seed);
     }
 
     private static BenchmarkResult Summarize(
@@ -119,7 +157,8 @@ public static class StepBenchmark
     }
 
     /// <summary>Sorted milliseconds of <paramref name="count"/> calls, the device idle before and after each.</summary>
-    private static double[] Time(int count, Device device, Action action)
+    /// <param name="waits">False measures the host alone, until the call returns.</param>
+    private static double[] Time(int count, Device device, Action action, bool waits = true)
     {
         var times = new double[count];
         for (var i = 0; i < count; i++)
@@ -127,7 +166,7 @@ public static class StepBenchmark
             CudaDevices.Synchronize(device);
             var start = Stopwatch.GetTimestamp();
             action();
-            CudaDevices.Synchronize(device);
+            if (waits) CudaDevices.Synchronize(device);
             times[i] = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
         }
         Array.Sort(times);

@@ -12,6 +12,8 @@ public sealed record StepProfileRow(string Group, int Launches, double Milliseco
 /// <summary>What one training step did on the GPU: work by kind, launches, and how long the GPU waited for the host.</summary>
 public sealed class StepProfile
 {
+    private const string OptimizerGroup = "optimizer and norm of gradients";
+
     /// <summary>First match decides; the rest is "other".</summary>
     private static readonly (string Group, string[] Marks)[] groups =
     [
@@ -20,10 +22,11 @@ public sealed class StepProfile
         ("norms and rotary", ["rms_norm", "rotary", "qk_norm"]),
         ("SwiGLU", ["swiglu"]),
         ("cross-entropy", ["cross_entropy"]),
-        ("optimizer and norm of gradients", ["adamw", "sgd", "sum_of_squares", "NormTwo", "norm_out"]),
-        ("embedding", ["embedding", "indexing_backward", "index_select", "indexSelect", "radix", "Radix"]),
+        (OptimizerGroup, ["adamw", "sgd", "sum_of_squares", "NormTwo", "norm_out"]),
+        ("embedding", ["embedding", "index_select", "indexSelect", "radix", "Radix"]),
         ("collectives", ["nccl"]),
-        ("experts: permutation and routing", ["permute", "topk", "TopK", "gatherTopK", "histogram", "scatter_gather"]),
+        ("experts: permutation and routing", ["copy_rows", "sum_rows", "count_experts", "first_rows", "place_rows", "vectorized_gather", "topk", "TopK", "gatherTopK", "histogram", "scatter_gather"]),
+        ("additions to gradients and casts", ["accumulate", "LoadWithCast"]),
         ("copies and fills", ["memcpy", "memset", "copy", "Copy", "Fill"]),
         ("sums and other element-wise work", ["elementwise", "reduce"]),
     ];
@@ -33,6 +36,9 @@ public sealed class StepProfile
 
     /// <summary>Kernels, copies and fills of the step.</summary>
     public int Launches => Activities.Count;
+
+    /// <summary>Milliseconds of all its work, one piece after another: what the step would take if nothing waited.</summary>
+    public double KernelMs => Activities.Sum(activity => activity.DurationNs) / 1e6;
 
     /// <summary>First start to last end, milliseconds.</summary>
     public double SpanMs { get; }
@@ -53,6 +59,12 @@ public sealed class StepProfile
         }
         (SpanMs, IdleMs) = ((busyUntil - activities[0].StartNs) / 1e6, idle / 1e6);
     }
+
+    /// <summary>Launches of forward and backward of one layer: those of a kernel that come <paramref name="numLayers"/> times are one of each layer.</summary>
+    public int LaunchesPerLayer(int numLayers) => ByKernel().Sum(row => row.Launches / numLayers);
+
+    /// <summary>Launches that are not of the optimizer.</summary>
+    public int ForwardBackwardLaunches => Activities.Count(activity => GroupOf(activity.Name) != OptimizerGroup);
 
     /// <summary>Work by kind, longest first.</summary>
     public IReadOnlyList<StepProfileRow> ByGroup() => Rows(activity => GroupOf(activity.Name));

@@ -111,7 +111,7 @@ public sealed class KernelTests(ITestOutputHelper output)
         var weights = labels.ge(0).to_type(ScalarType.Float32);
         var wide = Wide(logits);
         var expected = VocabParallelCrossEntropy.Compute(wide, labels.cpu(), weights.cpu(), 0.37, new VocabularyShard((int)wide.shape[1], parallel.TensorParallel), parallel.TensorParallel);
-        var loss = CrossEntropyKernel.Compute(logits, labels, weights, 0.37);
+        var loss = CrossEntropyKernel.Compute(logits, labels, weights, tensor(0.37, ScalarType.Float64, Megatron.Testing.Gpu.Device));
         Compare($"loss [{rows}, {vocabulary}]", loss, expected, tolerance);
         Compare("gradient", logits, wide, tolerance);
     });
@@ -132,6 +132,34 @@ public sealed class KernelTests(ITestOutputHelper output)
         Compare("second moment", second, v, 1e-5);
         Compare("written back", model, expected, tolerance);
     });
+
+    [Fact]
+    public void WideProduct_RandomShapes_EqualsFp32Products() => Run((random, generator) =>
+    {
+        var (tokens, inputs, outputs) = (random.Next(1, 700), 8 * random.Next(1, 100), 8 * random.Next(1, 20));
+        var (x, weight) = (Random([tokens, inputs], ScalarType.BFloat16, generator), Random([outputs, inputs], ScalarType.BFloat16, generator));
+        var gradient = Random([tokens, outputs], ScalarType.Float32, generator);
+        Assert.True(WideProduct.Supports(x, weight));
+        Compare("forward", WideProduct.Forward(x, weight), Wide(x).mm(Wide(weight).t()), 1e-5);
+        using var parameter = new Parameter("gate", weight, [TensorBlock.Whole("gate", outputs, inputs)], new ParameterTraits { Decays = true });
+        using var mainGrad = Random([outputs, inputs], ScalarType.Float32, generator);
+        parameter.GradientSlot = new Megatron.Compute.Distributed.GradientSlot(0, [outputs, inputs], mainGrad);
+        var split = WideProduct.Split(gradient);
+        var expected = Wide(mainGrad).add(Wide(gradient).t().mm(Wide(x)));
+        Compare("gradient of the input", WideProduct.BackwardInput(split, weight), Wide(gradient).mm(Wide(weight)), 1e-2);
+        WideProduct.BackwardWeight(parameter, split, x);
+        Compare("gradient of the weight", mainGrad, expected, 1e-5);
+    });
+
+    [Fact]
+    public void KernelTable_EveryKernel_EqualsItsTwin()
+    {
+        Assert.SkipWhen(Megatron.Testing.Gpu.IsMissing, Megatron.Testing.Gpu.WhyNot ?? "");
+        using var leaks = LeakCheck.Start();
+        var rows = Megatron.Compute.Training.KernelTable.Run(Megatron.Testing.Gpu.Device, Environment.TickCount);
+        output.WriteLine(Megatron.Compute.Training.KernelTable.Markdown(rows));
+        Assert.All(rows, row => Assert.True(row.HasGoodErrors, $"{row.Kernel}: {row.ErrorFp32:E1} in fp32, {row.ErrorBf16:E1} in bf16"));
+    }
 
     private void CompareNorm(string shape, Tensor x, Tensor weight, Tensor grad, double tolerance)
     {

@@ -25,6 +25,49 @@ __device__ __forceinline__ elem down(float x) { u16 r; asm("cvt.rn.f16.f32 %0, %
 struct alignas(16) Pack { elem v[VEC]; };
 __device__ __forceinline__ Pack load(const elem* p) { return *reinterpret_cast<const Pack*>(p); }
 __device__ __forceinline__ void store(elem* p, const Pack& x) { *reinterpret_cast<Pack*>(p) = x; }
+// A store that leaves the cache first.
+__device__ __forceinline__ void store_once(elem* p, const Pack& x)
+{
+    const u32* words = reinterpret_cast<const u32*>(&x);
+    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" :: "l"(p), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+}
+
+// A pack in fp32 and back. Two values are rounded by one instruction: a kernel that rounds each by its own is bound by that, not by memory.
+__device__ __forceinline__ void unpack(const Pack& p, float* x)
+{
+#if ELEMENT == 2
+    for (int j = 0; j < VEC; j++) x[j] = p.v[j];
+#else
+    const u32* words = reinterpret_cast<const u32*>(&p);
+    for (int j = 0; j < VEC / 2; j++)
+    {
+#if ELEMENT == 0
+        x[2 * j] = __uint_as_float(words[j] << 16);
+        x[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
+#else
+        asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(x[2 * j]), "=f"(x[2 * j + 1]) : "r"(words[j]));
+#endif
+    }
+#endif
+}
+__device__ __forceinline__ Pack pack(const float* x)
+{
+    Pack p;
+#if ELEMENT == 2
+    for (int j = 0; j < VEC; j++) p.v[j] = x[j];
+#else
+    u32* words = reinterpret_cast<u32*>(&p);
+    for (int j = 0; j < VEC / 2; j++)
+#if ELEMENT == 0
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(words[j]) : "f"(x[2 * j + 1]), "f"(x[2 * j]));
+#else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(words[j]) : "f"(x[2 * j + 1]), "f"(x[2 * j]));
+#endif
+#endif
+    return p;
+}
+// Each value as the element type holds it.
+__device__ __forceinline__ void round_all(float* x) { unpack(pack(x), x); }
 
 __device__ __forceinline__ float warp_sum(float x)
 {

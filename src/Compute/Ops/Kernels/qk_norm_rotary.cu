@@ -1,16 +1,19 @@
 // RMSNorm of every query and key head (arXiv 1910.07467) and then the half rotation (arXiv 2104.09864), and both backwards, in one pass.
 // A head of at most 128 channels lies in LANES neighbouring lanes; lane l holds channels l * VEC… of both halves, which the rotation pairs, so
-// nothing is exchanged for it. The width is a multiple of 2 * VEC. A block works on one token at a time: its heads share position and angles.
+// nothing is exchanged for it. The width is a multiple of 2 * VEC.
 #define LANES (64 / VEC)
 
 // First half a·cos − b·sin, second half b·cos + a·sin. sign −1 turns back.
 __device__ __forceinline__ void rotate(float* a, float* b, const Pack& cosines, const Pack& sines, float sign)
 {
+    float c[VEC], s[VEC];
+    unpack(cosines, c);
+    unpack(sines, s);
     for (int j = 0; j < VEC; j++)
     {
-        float c = up(cosines.v[j]), s = sign * up(sines.v[j]), aj = a[j], bj = b[j];
-        a[j] = aj * c - bj * s;
-        b[j] = bj * c + aj * s;
+        float aj = a[j], bj = b[j], sj = sign * s[j];
+        a[j] = aj * c[j] - bj * sj;
+        b[j] = bj * c[j] + aj * sj;
     }
 }
 
@@ -21,45 +24,48 @@ __device__ __forceinline__ float head_sum(float x)
 }
 
 // x: heads inside the fused projection, `stride` elements from token to token. y [tokens, query_heads + key_heads, width], inverse likewise
-// without the width. The tables are [positions, width] and [positions, width / 2]. One block per token.
+// without the width. The tables are [positions, width] and [positions, width / 2]. LANES threads per head, and no loop: all loads are under way at once.
 extern "C" __global__ void qk_norm_rotary_forward(
     const elem* x, const elem* query_weight, const elem* key_weight, const elem* cos_table, const elem* sin_table, const i64* positions, elem* y, float* inverse,
-    i64 query_heads, i64 key_heads, i64 stride, i64 width, double epsilon)
+    i64 tokens, i64 query_heads, i64 key_heads, i64 stride, i64 width, double epsilon)
 {
-    i64 token = blockIdx.x, position = positions[token];
-    int heads = (int)(query_heads + key_heads), groups = blockDim.x / LANES, i = (threadIdx.x % LANES) * VEC, half = (int)width / 2;
-    bool lane_on = i < half;
-    Pack cosines, sines;
-    if (lane_on) { cosines = load(cos_table + position * width + i); sines = load(sin_table + position * half + i); }
-    for (int base = 0; base < heads; base += groups)
+    u32 heads = (u32)(query_heads + key_heads), half = (u32)width / 2, i = threadIdx.x % LANES * VEC;
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) / LANES; // token and head
+    bool on = i < half && at < tokens * heads;
+    i64 token = at / heads;
+    u32 head = (u32)(at - token * heads);
+    Pack cosines, sines, weight_a, weight_b;
+    float a[VEC], b[VEC], sum = 0.f;
+    if (on)
     {
-        int head = base + threadIdx.x / LANES;
-        bool on = lane_on && head < heads;
-        Pack p, q;
-        float a[VEC], b[VEC], sum = 0.f;
-        if (on)
-        {
-            const elem* in = x + token * stride + head * width + i;
-            p = load(in);
-            q = load(in + half);
-            for (int j = 0; j < VEC; j++) { a[j] = up(p.v[j]); b[j] = up(q.v[j]); sum += a[j] * a[j] + b[j] * b[j]; }
-        }
-        float r = rsqrtf(head_sum(sum) / (float)width + (float)epsilon);
-        if (!on) continue;
+        const elem* in = x + token * stride + head * (u32)width + i;
+        Pack p = load(in), q = load(in + half);
+        i64 position = positions[token];
         const elem* weight = (head < query_heads ? query_weight : key_weight) + i;
-        Pack wa = load(weight), wb = load(weight + half);
-        for (int j = 0; j < VEC; j++)
-        {
-            a[j] = up(down(up(down(a[j] * r)) * up(wa.v[j])));
-            b[j] = up(down(up(down(b[j] * r)) * up(wb.v[j])));
-        }
-        rotate(a, b, cosines, sines, 1.f);
-        for (int j = 0; j < VEC; j++) { p.v[j] = down(a[j]); q.v[j] = down(b[j]); }
-        elem* out = y + (token * heads + head) * width + i;
-        store(out, p);
-        store(out + half, q);
-        if (i == 0) inverse[token * heads + head] = r;
+        weight_a = load(weight);
+        weight_b = load(weight + half);
+        cosines = load(cos_table + position * width + i);
+        sines = load(sin_table + position * half + i);
+        unpack(p, a);
+        unpack(q, b);
+        for (int j = 0; j < VEC; j++) sum += a[j] * a[j] + b[j] * b[j];
     }
+    float r = rsqrtf(head_sum(sum) / (float)width + (float)epsilon); // all lanes of a warp take part
+    if (!on) return;
+    float wa[VEC], wb[VEC];
+    unpack(weight_a, wa);
+    unpack(weight_b, wb);
+    for (int j = 0; j < VEC; j++) { a[j] *= r; b[j] *= r; }
+    round_all(a);
+    round_all(b);
+    for (int j = 0; j < VEC; j++) { a[j] *= wa[j]; b[j] *= wb[j]; }
+    round_all(a);
+    round_all(b);
+    rotate(a, b, cosines, sines, 1.f);
+    elem* out = y + at * width + i;
+    store(out, pack(a));
+    store(out + half, pack(b));
+    if (i == 0) inverse[at] = r;
 }
 
 // grad_x [tokens, query_heads + 2 key_heads, width] from the three gradients of attention, each with its own strides from token to token and
@@ -92,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_rotary_backward(
         i64 position = next_position;
         if (token + gridDim.x < tokens) next_position = positions[token + gridDim.x];
         Pack p, q, na, nb, cosines, sines;
-        float r = 0.f, dot = 0.f;
+        float r = 0.f;
         if (on) { p = load(in + token * in_stride); q = load(in + token * in_stride + half); }
         if (turns)
         {
@@ -105,28 +111,44 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_rotary_backward(
                 nb = load(raw + half);
                 r = inverse[token * rotated + head];
             }
-            for (int j = 0; j < VEC; j++)
-            {
-                float c = up(cosines.v[j]), s = up(sines.v[j]), aj = up(p.v[j]), bj = up(q.v[j]);
-                p.v[j] = down(aj * c + bj * s);
-                q.v[j] = down(bj * c - aj * s);
-            }
+        }
+        float a[VEC], b[VEC];
+        if (turns)
+        {
+            unpack(p, a);
+            unpack(q, b);
+            rotate(a, b, cosines, sines, -1.f);
         }
         if (x)
         {
+            float xa[VEC], xb[VEC], dot = 0.f;
             if (turns)
-                for (int j = 0; j < VEC; j++) dot += up(p.v[j]) * up(wa.v[j]) * up(na.v[j]) + up(q.v[j]) * up(wb.v[j]) * up(nb.v[j]);
-            float mean = head_sum(dot * r) / (float)width; // all lanes of a warp take part
+            {
+                unpack(na, xa);
+                unpack(nb, xb);
+                float weight_a[VEC], weight_b[VEC];
+                unpack(wa, weight_a);
+                unpack(wb, weight_b);
+                for (int j = 0; j < VEC; j++)
+                {
+                    xa[j] *= r;
+                    xb[j] *= r;
+                    acc[j] += a[j] * xa[j];
+                    acc[VEC + j] += b[j] * xb[j];
+                    a[j] *= weight_a[j];
+                    b[j] *= weight_b[j];
+                    dot += a[j] * xa[j] + b[j] * xb[j];
+                }
+            }
+            float mean = head_sum(dot) / (float)width; // all lanes of a warp take part
             if (turns)
                 for (int j = 0; j < VEC; j++)
                 {
-                    float normal_a = up(na.v[j]) * r, normal_b = up(nb.v[j]) * r, aj = up(p.v[j]), bj = up(q.v[j]);
-                    acc[j] += aj * up(down(normal_a));
-                    acc[VEC + j] += bj * up(down(normal_b));
-                    p.v[j] = down((aj * up(wa.v[j]) - normal_a * mean) * r);
-                    q.v[j] = down((bj * up(wb.v[j]) - normal_b * mean) * r);
+                    a[j] = (a[j] - xa[j] * mean) * r;
+                    b[j] = (b[j] - xb[j] * mean) * r;
                 }
         }
+        if (turns) { p = pack(a); q = pack(b); }
         if (!on) continue;
         elem* out = grad_x + (token * heads + head) * width + i;
         store(out, p);
