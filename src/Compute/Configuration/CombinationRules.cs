@@ -13,6 +13,7 @@ internal static class CombinationRules
         CheckOverlap(config, errors);
         CheckAttention(config, errors);
         CheckPipeline(config, errors);
+        CheckCudaGraph(config, errors);
         CheckRunForm(config, errors);
         CheckOutputs(config, errors);
     }
@@ -144,6 +145,27 @@ internal static class CombinationRules
         if (config.DecoderLastPipelineNumLayers is { } last)
             Add(errors,
                 Text($"--decoder_last_pipeline_num_layers = {last} needs --pipeline_model_parallel_size above 1, which is 1; raise it or leave it out."));
+    }
+
+    /// <summary>A recorded step repeats its launches with the same host numbers and talks to nobody.</summary>
+    private static void CheckCudaGraph(TrainingConfig config, List<ConfigError> errors)
+    {
+        if (!config.CudaGraph) return;
+        (string Name, int Size)[] degrees =
+        [
+            ("tensor_model_parallel_size", config.TensorModelParallelSize), ("pipeline_model_parallel_size", config.PipelineModelParallelSize),
+            ("context_parallel_size", config.ContextParallelSize), ("expert_model_parallel_size", config.ExpertModelParallelSize),
+        ];
+        foreach (var (name, size) in degrees)
+            if (size > 1) Add(errors, Text($"--cuda_graph = true does not go with --{name} = {size}: a recorded step does not communicate; use 1 or leave cuda_graph out."));
+        if (config.Device == "cpu") Add(errors, "--cuda_graph = true needs a GPU; leave it out or use --device cuda.");
+        if (config.Packing) Add(errors, "--cuda_graph = true does not go with --packing = true, whose rows have other sample borders in each batch; leave one of them out.");
+        if (config.HiddenDropout > 0 || config.AttentionDropout > 0)
+            Add(errors, "--cuda_graph = true does not go with dropout, which is drawn anew in each step; use 0 or leave cuda_graph out.");
+        if (config.Fp16 == true || config.TorchDtype == "float16")
+            Add(errors, "--cuda_graph = true does not go with fp16, whose loss scale changes between steps; use --torch_dtype bfloat16.");
+        if (config.LogicalDataShards is > 1)
+            Add(errors, Text($"--cuda_graph = true does not go with --logical_data_shards = {config.LogicalDataShards}; leave one of them out."));
     }
 
     private static void CheckRunForm(TrainingConfig config, List<ConfigError> errors)

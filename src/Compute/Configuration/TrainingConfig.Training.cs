@@ -109,7 +109,7 @@ public sealed partial record TrainingConfig
         Training, Effect = OptionEffect.SpeedOnly)]
     public bool NoCreateAttentionMaskInDataloader { get; init; } = true;
 
-    [Option("cuda_graph", "Replay the step as a CUDA graph.", Training)]
+    [Option("cuda_graph", "Record forward and backward once and replay them as a CUDA graph: for small models on one GPU with batches of one shape.", Training)]
     public bool CudaGraph { get; init; }
 
     [Option("extra_megatron_kwargs", "JSON object or file with further options; its values win over the others.", Training, IsJson = true,

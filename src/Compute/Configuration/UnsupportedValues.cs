@@ -44,9 +44,6 @@ public static class UnsupportedValues
         new("norm_bbox", [""]),
         new("sequence_parallel_size", ["1"], "use --context_parallel_size"),
 
-        // Training
-        new("cuda_graph", ["false"]),
-
         // Checkpoint
         new("ckpt_format", ["torch_dist"], "torch and zarr files are never read or written: they can run code"),
 

@@ -53,6 +53,18 @@ internal sealed unsafe class CudaAbi
     /// <summary>cudaError_t cudaEventDestroy(event).</summary>
     public readonly delegate* unmanaged<nint, int> EventDestroy;
 
+    /// <summary>int aoti_torch_create_cuda_stream_guard(stream, device, out guard): libtorch's current stream of this thread until the guard is deleted.</summary>
+    public readonly delegate* unmanaged<nint, int, nint*, int> CreateStreamGuard;
+
+    /// <summary>int aoti_torch_delete_cuda_stream_guard(guard).</summary>
+    public readonly delegate* unmanaged<nint, int> DeleteStreamGuard;
+
+    /// <summary>libtorch_cuda.so.</summary>
+    public readonly nint Library;
+
+    /// <summary>The CUDA runtime that libtorch has mapped.</summary>
+    public readonly nint Runtime;
+
     /// <summary>const char* cudaGetErrorString(error).</summary>
     public readonly delegate* unmanaged<int, byte*> GetErrorString;
 
@@ -65,6 +77,9 @@ internal sealed unsafe class CudaAbi
     {
         List<string> missing = [];
         var (blas, runtime) = (LoadMapped("libcublas.so", missing), LoadMapped("libcudart.so", missing));
+        (Library, Runtime) = (cuda, runtime);
+        CreateStreamGuard = (delegate* unmanaged<nint, int, nint*, int>)Export(cuda, "aoti_torch_create_cuda_stream_guard", missing);
+        DeleteStreamGuard = (delegate* unmanaged<nint, int>)Export(cuda, "aoti_torch_delete_cuda_stream_guard", missing);
         CudnnAttentionForward = (delegate* unmanaged<nint, nint, nint, nint*, int, double, int, int, double*, nint*, nint*, nint*, nint*, long*, long*, nint*, nint*, nint*, int>)
             Export(cuda, "aoti_torch_cuda__scaled_dot_product_cudnn_attention", missing);
         CudnnAttentionBackward = (delegate* unmanaged<nint, nint, nint, nint, nint, nint, nint, nint, nint, nint, nint, long, long, double, int, double*, nint*, nint*, nint*, int>)

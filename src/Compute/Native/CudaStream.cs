@@ -32,6 +32,14 @@ internal sealed unsafe class CudaStream : IDisposable
     /// <summary>For events of a device without a stream of one's own; nothing to dispose of.</summary>
     public static CudaStream EventsOf(int device) => new(device, 0);
 
+    /// <summary>Makes this stream libtorch's current one of the calling thread, until the result is disposed of.</summary>
+    public CurrentStream MakeCurrent()
+    {
+        nint guard;
+        StableAbi.Check(cuda.CreateStreamGuard(handle, Device, &guard), "aoti_torch_create_cuda_stream_guard");
+        return new CurrentStream(guard);
+    }
+
     /// <summary>Makes a device the calling thread's current one.</summary>
     public static void MakeCurrent(int device) => Check(LibTorch.CudaAbi.SetDevice(device), "cudaSetDevice");
 
@@ -94,5 +102,12 @@ internal sealed unsafe class CudaStream : IDisposable
     private static void Check(int status, string function)
     {
         if (status != 0) throw new InvalidOperationException($"{function} failed: {Marshal.PtrToStringUTF8((nint)LibTorch.CudaAbi.GetErrorString(status))} ({status}).");
+    }
+
+    /// <summary>The time during which a stream is the current one.</summary>
+    public readonly struct CurrentStream(nint guard) : IDisposable
+    {
+        /// <summary>The stream before it is current again.</summary>
+        public void Dispose() => StableAbi.Check(LibTorch.CudaAbi.DeleteStreamGuard(guard), "aoti_torch_delete_cuda_stream_guard");
     }
 }

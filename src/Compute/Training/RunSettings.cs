@@ -57,6 +57,7 @@ public static class RunSettings
         PerTokenLoss = config.CalculatePerTokenLoss,
         NumLogicalShards = config.LogicalDataShards ?? 1,
         BucketElements = config.DdpBucketSize,
+        CudaGraph = config.CudaGraph,
         Schedule = config.PipelineSchedule switch
         {
             "gpipe" => PipelineScheduleKind.GPipe,

@@ -45,6 +45,9 @@ public sealed record TrainerOptions
     /// <summary>Dynamic loss scale for fp16, else null.</summary>
     public LossScalerOptions? LossScaler { get; init; }
 
+    /// <summary>Forward and backward are recorded and replayed as a CUDA graph; all batches must have one shape.</summary>
+    public bool CudaGraph { get; init; }
+
     /// <summary>Order of the work in the pipeline; no number depends on it.</summary>
     public PipelineScheduleKind Schedule { get; init; } = PipelineScheduleKind.Auto;
 }
@@ -70,6 +73,7 @@ public sealed class Trainer : IDisposable
     private readonly bool countsMicroBatches;
     private readonly GradientBuffer gradients;
     private readonly LossScaler? scaler;
+    private readonly StepGraph? graph;
     private readonly Dictionary<(int NumMicroBatches, bool IsTraining), IReadOnlyList<PipelineAction>> schedules = [];
     private double targetWeight; // of this rank's tokens in the batch at hand
     private GlobalBatch current = new(0, [], 0, 0, 0, 0) { FirstMicroBatchIndex = 0 };
@@ -84,6 +88,7 @@ public sealed class Trainer : IDisposable
     public bool ReportsLoss { get; }
 
     /// <param name="model">This rank's chunks.</param>
+    /// <exception cref="ConfigException">GRAPH002: a CUDA graph was asked for where none can be recorded.</exception>
     public Trainer(ModelChunks model, ParallelState parallel, Device device, TrainerOptions options)
     {
         (this.model, this.options, this.device, this.parallel, world) = (model, options, device, parallel, parallel.World);
@@ -102,6 +107,7 @@ public sealed class Trainer : IDisposable
         shape = new PipelineShape(parallel.PipelineParallel.Size, model.Chunks.Count);
         stageIndex = parallel.PipelineParallel.Rank;
         interpreter = new PipelineInterpreter(parallel.PipelineParallel, shape.NumChunks, model.Options.Dtype, device);
+        graph = options.CudaGraph ? CreateGraph() : null;
     }
 
     /// <summary>
@@ -150,20 +156,38 @@ public sealed class Trainer : IDisposable
     /// </summary>
     public void AccumulateGradients(GlobalBatch batch)
     {
-        gradients.Zero();
-        foreach (var chunk in model.Chunks) chunk.Routing?.Zero();
         current = batch;
-        Optimizer.BeginAccumulation(batch.MicroBatches.Count);
+        if (graph is not null)
+        {
+            var recorded = graph.Fill(batch.Index, [.. batch.MicroBatches.Select(row => (split.Take(row), LossFactor(batch, row)))], m => MakeContext(batch, m, isTraining: true));
+            targetWeight = batch.MicroBatches.Sum(WeightOf);
+            graph.Run(() => Accumulate(recorded));
+            return;
+        }
         var contexts = MakeContexts(batch, isTraining: true);
         try
         {
+            Accumulate(contexts);
+        }
+        finally
+        {
+            foreach (var context in contexts) context.Dispose();
+        }
+    }
+
+    private void Accumulate(IReadOnlyList<ForwardContext> contexts)
+    {
+        gradients.Zero();
+        foreach (var chunk in model.Chunks) chunk.Routing?.Zero();
+        Optimizer.BeginAccumulation(contexts.Count);
+        try
+        {
             stage.Begin(contexts);
-            interpreter.Run(ScheduleOf(contexts.Length, isTraining: true), stage);
+            interpreter.Run(ScheduleOf(contexts.Count, isTraining: true), stage);
         }
         finally
         {
             stage.Abandon();
-            foreach (var context in contexts) context.Dispose();
         }
     }
 
@@ -212,6 +236,7 @@ public sealed class Trainer : IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
+        graph?.Dispose();
         stage.Dispose();
         Optimizer.Dispose();
         gradients.Dispose();
@@ -256,16 +281,30 @@ public sealed class Trainer : IDisposable
         targetWeight = 0;
         for (var m = 0; m < contexts.Length; m++)
         {
-            // The factor counts the targets of the whole row, so that the ranks that share it need no further division.
-            var row = batch.MicroBatches[m];
-            var own = split.Take(row);
-            var factor = LossScaling.Factor(
-                options.PerTokenLoss, batch.NumTargetTokensGlobal, WeightOf(row), batch.NumMicroBatchesGlobal, Optimizer.LossScale);
-            var auxiliary = LossScaling.AuxiliaryFactor(batch.NumMicroBatchesGlobal, Optimizer.LossScale);
-            contexts[m] = new ForwardContext(own, device, batch.Index, isTraining, factor, auxiliary) { WholeRow = row };
-            targetWeight += WeightOf(own);
+            contexts[m] = MakeContext(batch, m, isTraining);
+            targetWeight += WeightOf(contexts[m].Batch);
         }
         return contexts;
+    }
+
+    private ForwardContext MakeContext(GlobalBatch batch, int microBatch, bool isTraining)
+    {
+        var row = batch.MicroBatches[microBatch];
+        var auxiliary = LossScaling.AuxiliaryFactor(batch.NumMicroBatchesGlobal, Optimizer.LossScale);
+        return new ForwardContext(split.Take(row), device, batch.Index, isTraining, LossFactor(batch, row), auxiliary) { WholeRow = row };
+    }
+
+    /// <summary>Counts the targets of the whole row, so that the ranks that share it need no further division.</summary>
+    private double LossFactor(GlobalBatch batch, MicroBatch row) => LossScaling.Factor(
+        options.PerTokenLoss, batch.NumTargetTokensGlobal, WeightOf(row), batch.NumMicroBatchesGlobal, Optimizer.LossScale);
+
+    private StepGraph CreateGraph()
+    {
+        if (device.type != TorchSharp.DeviceType.CUDA) throw new ConfigException("GRAPH002", "cuda_graph = true needs a GPU, and this rank computes on the CPU; leave cuda_graph out.");
+        if (world.Size > 1) throw new ConfigException("GRAPH002", $"cuda_graph = true records the work of one rank without communication, and the job has {world.Size} ranks; leave cuda_graph out.");
+        if (model.Config.VocabSize % 8 != 0)
+            throw new ConfigException("GRAPH002", $"cuda_graph = true needs a vocabulary whose size is a multiple of 8 (for the kernel of the loss), and this model has {model.Config.VocabSize} tokens; leave cuda_graph out.");
+        return new StepGraph(device.index);
     }
 
     // Shards are contiguous stretches of the global batch, so that a data-parallel rank holds whole shards (DESIGN D12).

@@ -59,6 +59,16 @@ public sealed class ConfigValidatorTests
             "CFG006 --interleave_prob = 0.5 0.5 does not fit 1 data sets; give one number per --dataset." },
 
         // Combinations
+        { """{"cuda_graph": true, "packing": true}""", 1, "d",
+            "CFG006 --cuda_graph = true does not go with --packing = true, whose rows have other sample borders in each batch; leave one of them out." },
+        { """{"cuda_graph": true, "tensor_model_parallel_size": 2}""", 2, "d",
+            "CFG006 --cuda_graph = true does not go with --tensor_model_parallel_size = 2: a recorded step does not communicate; use 1 or leave cuda_graph out." },
+        { """{"cuda_graph": true, "hidden_dropout": 0.1}""", 1, "d",
+            "CFG006 --cuda_graph = true does not go with dropout, which is drawn anew in each step; use 0 or leave cuda_graph out." },
+        { """{"cuda_graph": true, "torch_dtype": "float16"}""", 1, "d",
+            "CFG006 --cuda_graph = true does not go with fp16, whose loss scale changes between steps; use --torch_dtype bfloat16." },
+        { """{"cuda_graph": true, "device": "cpu"}""", 1, "d",
+            "CFG006 --cuda_graph = true needs a GPU; leave it out or use --device cuda." },
         { """{"recompute_granularity": "full", "recompute_num_layers": 1}""", 1, "d",
             "CFG006 --recompute_granularity = full needs --recompute_method; give uniform or block." },
         { """{"recompute_granularity": "full", "recompute_method": "block"}""", 1, "d",

@@ -19,6 +19,8 @@ public sealed class TrainingTests(ITestOutputHelper output)
         HiddenSize = 256, FfnHiddenSize = 512, NumAttentionHeads = 4, NumQueryGroups = 2, KvChannels = 64, VocabSize = 1000, MaxPositionEmbeddings = 256, QkLayerNorm = true,
     };
 
+    private static readonly ModelConfig Experts = Model with { Moe = new MoeConfig { NumExperts = 16, FfnHiddenSize = 128, TopK = 4, PreSoftmax = false } };
+
     [Fact]
     public void Train_500Steps_GpuMemoryDoesNotGrow()
     {
@@ -63,6 +65,52 @@ public sealed class TrainingTests(ITestOutputHelper output)
         Assert.True(offloaded[^1] < offloaded[0] - 0.5, $"the loss did not fall: {offloaded[0]} to {offloaded[^1]}");
     }
 
+    /// <summary>Batches differ in their tokens and in their number of targets, which reaches the recorded kernels by a tensor.</summary>
+    [Theory, InlineData(2), InlineData(8)]
+    public void Train_CudaGraph_SameLossesAsWithout(int microBatchSize)
+    {
+        Assert.SkipWhen(Megatron.Testing.Gpu.IsMissing, Megatron.Testing.Gpu.WhyNot ?? "");
+        var config = new TrainingConfig { TorchDtype = "bfloat16", MicroBatchSize = microBatchSize, DeterministicMode = true, CalculatePerTokenLoss = true };
+        var plain = Train(config, 30, _ => { }, ignoresSomeTargets: true);
+        var graphed = Train(config with { CudaGraph = true }, 30, _ => { }, ignoresSomeTargets: true);
+        Assert.Equal(plain, graphed);
+        Assert.True(plain[^1] < plain[0] - 0.5, $"the loss did not fall: {plain[0]} to {plain[^1]}");
+    }
+
+    [Fact]
+    public void Train_ExpertsAsCudaGraph_SameLossesAsWithout()
+    {
+        Assert.SkipWhen(Megatron.Testing.Gpu.IsMissing, Megatron.Testing.Gpu.WhyNot ?? "");
+        var config = new TrainingConfig { TorchDtype = "bfloat16", MicroBatchSize = 4, DeterministicMode = true, MoeAuxLossCoeff = 0.01 };
+        var plain = Train(config, 30, _ => { }, model: Experts);
+        Assert.Equal(plain, Train(config with { CudaGraph = true }, 30, _ => { }, model: Experts));
+        Assert.True(plain[^1] < plain[0] - 0.5, $"the loss did not fall: {plain[0]} to {plain[^1]}");
+    }
+
+    [Fact]
+    public void Train_Experts_SameLossesAsOnTheCpu()
+    {
+        Assert.SkipWhen(Megatron.Testing.Gpu.IsMissing, Megatron.Testing.Gpu.WhyNot ?? "");
+        var config = new TrainingConfig { TorchDtype = "float32", MicroBatchSize = 4, MoeAuxLossCoeff = 0.01 };
+        var onGpu = Train(config, 8, _ => { }, model: Experts);
+        var onCpu = Train(config with { Device = "cpu" }, 8, _ => { }, model: Experts);
+        for (var step = 0; step < onCpu.Length; step++) Assert.Equal(onCpu[step], onGpu[step], 1e-4 * onCpu[step]);
+    }
+
+    [Fact]
+    public void Train_CudaGraphAndBatchOfAnotherShape_IsRefused()
+    {
+        Assert.SkipWhen(Megatron.Testing.Gpu.IsMissing, Megatron.Testing.Gpu.WhyNot ?? "");
+        using var parallel = ParallelState.SingleRank();
+        var config = new TrainingConfig { TorchDtype = "bfloat16", MicroBatchSize = 2, CudaGraph = true };
+        using var model = new ModelChunks(Model, RunSettings.Model(config, Megatron.Testing.Gpu.Device), parallel, [StageLayout.Whole(Model)]);
+        ModelInitializer.Initialize(model.Parameters, Model, seed: 3);
+        using var trainer = new Trainer(model, parallel, Megatron.Testing.Gpu.Device, RunSettings.Trainer(config));
+        trainer.TrainStep(Source(2, ignoresSomeTargets: false).Get(0), 1e-3);
+        var fault = Assert.Throws<ConfigException>(() => trainer.TrainStep(Source(4, ignoresSomeTargets: false).Get(1), 1e-3));
+        Assert.Contains("GRAPH001", fault.Message);
+    }
+
     [Fact]
     public void Train_MemoryRunsOut_SaysWhatHoldsHowMuchAndWhatHelps()
     {
@@ -101,14 +149,15 @@ public sealed class TrainingTests(ITestOutputHelper output)
         }
     }
 
-    private static double[] Train(TrainingConfig config, int steps, Action<int> afterStep)
+    private static double[] Train(TrainingConfig config, int steps, Action<int> afterStep, bool ignoresSomeTargets = false, ModelConfig? model = null)
     {
+        var (shape, device) = (model ?? Model, config.Device == "cpu" ? TorchSharp.torch.CPU : Megatron.Testing.Gpu.Device);
         using var parallel = ParallelState.SingleRank();
-        using var model = new ModelChunks(Model, RunSettings.Model(config, Megatron.Testing.Gpu.Device), parallel, [StageLayout.Whole(Model)]);
-        ModelInitializer.Initialize(model.Parameters, Model, seed: 3);
-        using var trainer = new Trainer(model, parallel, Megatron.Testing.Gpu.Device, RunSettings.Trainer(config));
+        using var chunks = new ModelChunks(shape, RunSettings.Model(config, device), parallel, [StageLayout.Whole(shape)]);
+        ModelInitializer.Initialize(chunks.Parameters, shape, seed: 3);
+        using var trainer = new Trainer(chunks, parallel, device, RunSettings.Trainer(config));
         trainer.Optimizer.CopyModelToMasters();
-        var source = Source(config.MicroBatchSize);
+        var source = Source(config.MicroBatchSize, ignoresSomeTargets);
         var losses = new double[steps];
         afterStep(0);
         for (var step = 1; step <= steps; step++)
@@ -120,7 +169,7 @@ public sealed class TrainingTests(ITestOutputHelper output)
     }
 
     /// <summary>Rows that count upwards from a random start: learnable in a few steps.</summary>
-    private static PlannedBatchSource Source(int microBatchSize)
+    private static PlannedBatchSource Source(int microBatchSize, bool ignoresSomeTargets)
     {
         var random = new Random(5);
         var ids = new long[4 * Rows * Length];
@@ -129,6 +178,7 @@ public sealed class TrainingTests(ITestOutputHelper output)
             var start = random.Next(Model.VocabSize);
             for (var i = 0; i < Length; i++) ids[row * Length + i] = (start + i) % Model.VocabSize;
         }
-        return ArrayBatchSource.Create(ids, ids, Rows, Length, BatchLayout.SingleRankUnpadded(microBatchSize));
+        var labels = ids.Select(id => ignoresSomeTargets && random.Next(3) == 0 ? MicroBatch.IgnoreIndex : id).ToArray();
+        return ArrayBatchSource.Create(ids, labels, Rows, Length, BatchLayout.SingleRankUnpadded(microBatchSize));
     }
 }
