@@ -47,6 +47,24 @@ public sealed class RoundTripTests
     }
 
     [Theory]
+    [InlineData("float32")] // copied unchanged: verified on the way
+    [InlineData("bfloat16")] // cast: verified before
+    public async Task ExportToHf_OfWeightsDamagedOnDisk_IsRefusedAndLeavesNothing(string dtype)
+    {
+        using var folder = new TemporaryFolder();
+        var (source, mcore, hf) = (folder.Combine("source"), folder.Combine("mcore"), folder.Combine("hf"));
+        TinyModelFolder.Create(source);
+        (await CommandLine.RunAsync("export", "--to_mcore", "--model", source, "--torch_dtype", "float32", "--output_dir", mcore)).Expect(ExitCode.Ok);
+        var weights = Path.Combine(mcore, "iter_0000001", "model.safetensors");
+        var bytes = await File.ReadAllBytesAsync(weights, TestContext.Current.CancellationToken);
+        bytes[^5] ^= 4;
+        await File.WriteAllBytesAsync(weights, bytes, TestContext.Current.CancellationToken);
+        var ended = (await CommandLine.RunAsync("export", "--to_hf", "--mcore_model", mcore, "--torch_dtype", dtype, "--output_dir", hf)).Expect(ExitCode.BadInput);
+        Assert.Contains("(hash differs)", ended.Error + ended.Output, StringComparison.Ordinal);
+        Assert.Equal([mcore, source], Directory.GetFileSystemEntries(folder.Root).Order(StringComparer.Ordinal));
+    }
+
+    [Theory]
     [InlineData("qwen3-dense")]
     [InlineData("qwen3-moe")]
     public async Task Export_CheckpointOfMegatronLm_GivesTheHuggingFaceModel(string name)

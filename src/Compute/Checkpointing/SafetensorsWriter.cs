@@ -1,5 +1,6 @@
 using System.Buffers.Binary;
 using System.IO.Hashing;
+using System.Runtime.InteropServices;
 using System.Text.Encodings.Web;
 using System.Text.Json;
 using Megatron.Compute.Native;
@@ -24,15 +25,16 @@ public sealed record SafetensorsSpec(string Name, SafetensorsDType DType, long[]
 /// </summary>
 /// <remarks>Tensors in ordinal order of their names and metadata <c>format = pt</c> give the bytes that Hugging Face's library writes
 /// when all tensors have one dtype.</remarks>
-public sealed class SafetensorsWriter : IDisposable
+public sealed unsafe class SafetensorsWriter : IDisposable
 {
     private const int BufferBytes = 1 << 20;
 
     private readonly string path;
     private readonly IReadOnlyList<SafetensorsSpec> tensors;
     private readonly SafeFileHandle handle;
+    private readonly SafeFileHandle? direct;
     private readonly XxHash128 hash = new();
-    private readonly byte[] buffer = new byte[BufferBytes];
+    private byte* buffer = (byte*)NativeMemory.AlignedAlloc(BufferBytes, FileSync.DirectAlignment);
     private int buffered;
     private long position;
     private int next;
@@ -50,7 +52,9 @@ public sealed class SafetensorsWriter : IDisposable
     {
         (this.path, this.tensors) = (path, tensors);
         var header = MakeHeader(tensors, metadata);
-        handle = File.OpenHandle(path, FileMode.Create, FileAccess.Write, FileShare.None, FileOptions.None, header.Length + tensors.Sum(tensor => tensor.SizeBytes));
+        var length = header.Length + tensors.Sum(tensor => tensor.SizeBytes);
+        handle = File.OpenHandle(path, FileMode.Create, FileAccess.Write, FileShare.None, FileOptions.None, length);
+        if (length >= BufferBytes) direct = FileSync.TryOpenDirect(path);
         Append(header);
     }
 
@@ -121,12 +125,18 @@ public sealed class SafetensorsWriter : IDisposable
         if (next < tensors.Count || missingBytes > 0) throw new InvalidOperationException($"{path} ended after {next} of {tensors.Count} tensors.");
         FlushBuffer();
         FileSync.Flush(handle, path);
-        handle.Dispose();
+        Dispose();
         return new CheckpointFile(Path.GetFileName(path), position, Convert.ToHexStringLower(hash.GetCurrentHash()));
     }
 
     /// <inheritdoc/>
-    public void Dispose() => handle.Dispose();
+    public void Dispose()
+    {
+        handle.Dispose();
+        direct?.Dispose();
+        NativeMemory.AlignedFree(buffer);
+        buffer = null;
+    }
 
     private static void WriteEntry(Utf8JsonWriter json, SafetensorsSpec tensor, long offset)
     {
@@ -148,22 +158,15 @@ public sealed class SafetensorsWriter : IDisposable
         return next < tensors.Count ? tensors[next] : throw new InvalidOperationException($"{path} already has its {tensors.Count} tensors.");
     }
 
-    // Writes begin at multiples of the buffer's size in the file, so that no page of it is ever read back or written twice.
+    // Writes begin at multiples of the buffer's size in the file: no page of it is ever read back or written twice, and all but the last one can
+    // go past the page cache.
     private void Append(ReadOnlySpan<byte> bytes)
     {
         hash.Append(bytes);
         while (bytes.Length > 0)
         {
-            if (buffered == 0 && bytes.Length >= BufferBytes)
-            {
-                var whole = bytes.Length / BufferBytes * BufferBytes;
-                RandomAccess.Write(handle, bytes[..whole], position);
-                position += whole;
-                bytes = bytes[whole..];
-                continue;
-            }
             var count = Math.Min(bytes.Length, BufferBytes - buffered);
-            bytes[..count].CopyTo(buffer.AsSpan(buffered));
+            bytes[..count].CopyTo(new Span<byte>(buffer + buffered, count));
             buffered += count;
             bytes = bytes[count..];
             if (buffered == BufferBytes) FlushBuffer();
@@ -172,7 +175,8 @@ public sealed class SafetensorsWriter : IDisposable
 
     private void FlushBuffer()
     {
-        RandomAccess.Write(handle, buffer.AsSpan(0, buffered), position);
+        var target = buffered == BufferBytes ? direct ?? handle : handle;
+        RandomAccess.Write(target, new ReadOnlySpan<byte>(buffer, buffered), position);
         position += buffered;
         buffered = 0;
     }

@@ -60,21 +60,46 @@ public static class ModelConversion
             using var weights = Checked(new McoreWeights(mcore, hf.Model), hf.Model);
             return ToHf(config, source, model, hf, weights, notice);
         }
-        var search = CheckpointLocator.Find(source, CheckpointVerification.Full, time);
-        foreach (var line in search.Notices) notice(line);
+        // Weights that are copied unchanged are verified on the way. Damage, which is rare, then costs a second start, with an older checkpoint.
+        return TryOwnToHf(config, source, CheckpointVerification.SmallFiles, time, notice) ?? TryOwnToHf(config, source, CheckpointVerification.Full, time, notice)
+            ?? throw new ConfigException("CKPT022", $"{source}: the weights change while they are read; check the disk.");
+    }
+
+    /// <returns>The output folder; null when the weights were not verified before and turned out not to be what was saved.</returns>
+    private static string? TryOwnToHf(TrainingConfig config, string source, CheckpointVerification level, TimeProvider time, Action<string> notice)
+    {
+        var search = CheckpointLocator.Find(source, level, time);
         var checkpoint = search.Found ?? throw CheckpointLocator.Missing(source);
         var own = HfConfigReader.ReadFolder(checkpoint.Folder);
         using IWeightSource stored = Checked(checkpoint.Manifest.HasWeightFiles() ? HfWeightFolder.Open(checkpoint.Folder) : new CheckpointWeights(checkpoint), own.Model);
-        return ToHf(config, source, checkpoint.Folder, own, stored, notice);
+        var isUnverified = level == CheckpointVerification.SmallFiles;
+        if (isUnverified && !CopiesUnchanged(config, checkpoint.Manifest, own)) return null;
+        foreach (var line in search.Notices) notice(line);
+        try
+        {
+            return ToHf(config, source, checkpoint.Folder, own, stored, notice, isUnverified ? checkpoint.Manifest.WeightHash : null);
+        }
+        catch (DamagedWeightsException)
+        {
+            return null;
+        }
     }
 
-    private static string ToHf(TrainingConfig config, string source, string modelFolder, HfConfig hf, IWeightSource weights, Action<string> notice)
+    private static bool CopiesUnchanged(TrainingConfig config, CheckpointManifest manifest, HfConfig hf)
+    {
+        var dtype = TensorBytes.ToSafetensors(RunSettings.ModelDType(config with { TorchDtype = config.TorchDtype ?? hf.Dtype ?? "float32" }));
+        return manifest.HasWeightFiles() && manifest.Tensors.All(tensor => tensor.DType == dtype);
+    }
+
+    /// <param name="weightHash">What the weights must hash to, <see cref="CheckpointManifest.WeightHash"/>; null when they were verified before.</param>
+    private static string ToHf(TrainingConfig config, string source, string modelFolder, HfConfig hf, IWeightSource weights, Action<string> notice, string? weightHash = null)
     {
         config = config with { ToHf = false, TorchDtype = config.TorchDtype ?? hf.Dtype ?? "float32" };
         var plan = Plan(hf.Model, config, weights);
         return Write(new Conversion(OutputFolder(config, source, "hf"), config, weights, plan, notice), (folder, journal) =>
         {
-            new WeightCopier(weights, plan, folder, journal).Run();
+            var files = new WeightCopier(weights, plan, folder, journal).Run();
+            if (weightHash is not null && WeightHashes.Combine(files.SelectMany(file => file.Tensors)) != weightHash) throw new DamagedWeightsException();
             if (plan.IsSharded) HfFolderWriter.WriteFile(folder, HfShardPlan.IndexFileName, plan.MakeIndex());
             HfFolderWriter.WriteSideFiles(folder, SideFiles(modelFolder, hf.Model, config));
             if (config.TestConvertPrecision) TestPrecision(config, modelFolder, weights, folder, ("mg_tokens", "hf_tokens"), notice);
@@ -149,7 +174,7 @@ public static class ModelConversion
         {
             throw new ConfigException("DISK003", $"{output} was not written ({e.Message.TrimEnd('.')}); free some space and give the same command again to go on, or choose another --output_dir and delete {partial}.");
         }
-        catch (Exception e) when (e is ConversionException || (e is ConfigException error && error.Errors[0].Code != "DISK004"))
+        catch (Exception e) when (e is ConversionException or DamagedWeightsException || (e is ConfigException error && error.Errors[0].Code != "DISK004"))
         {
             // The input or the dtype is at fault: nothing of the output is worth keeping.
             if (Directory.Exists(partial)) Directory.Delete(partial, recursive: true);
@@ -216,4 +241,7 @@ public static class ModelConversion
         /// <summary>Another source, dtype or size of files makes another conversion.</summary>
         public string Fingerprint => $"{Config.TorchDtype}|{Config.MaxShardSize}|{Weights.Fingerprint}";
     }
+
+    /// <summary>The weights that were copied are not those that the manifest describes.</summary>
+    private sealed class DamagedWeightsException : Exception;
 }

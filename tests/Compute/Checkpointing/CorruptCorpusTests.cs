@@ -11,7 +11,7 @@ namespace Megatron.Compute.Tests.Checkpointing;
 
 /// <summary>
 /// More than two thousand corrupt files (reliability R21 and 7.5), made from sound checkpoints, weight folders and tokenizers: each is refused with a
-/// typed code, in at most 100 ms and 64 MiB. Started by <c>./megatron test Compute --faults</c>: its times need a machine that does nothing else.
+/// typed code, in at most 100 ms and 64 MiB.
 /// </summary>
 public sealed partial class CorruptCorpusTests(ITestOutputHelper output)
 {
