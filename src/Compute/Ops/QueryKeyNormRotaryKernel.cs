@@ -7,7 +7,8 @@ namespace Megatron.Compute.Ops;
 internal static class QueryKeyNormRotaryKernel
 {
     private const string File = "qk_norm_rotary.cu";
-    private const int MaxThreads = 128, MaxWidth = 128, BackwardBlocks = 8 * 132; // of a Hopper GPU's 132 multiprocessors
+    private const int ForwardThreads = 128, BackwardThreads = 64, MaxWidth = 128;
+    private const int BackwardBlocks = 8 * 132; // of a Hopper GPU's 132 multiprocessors: as many as run at once
 
     /// <summary>True when the forward computes heads like these.</summary>
     public static bool Supports(Tensor heads_TQD) => heads_TQD.is_contiguous() && SupportsHeads(heads_TQD);
@@ -24,7 +25,7 @@ internal static class QueryKeyNormRotaryKernel
         var output_TAD = empty([tokens, heads, width], heads_TQD.dtype, heads_TQD.device);
         var inverseRms = empty([tokens, heads, 1], ScalarType.Float32, heads_TQD.device);
         CudaKernels.Of(File, KernelElement.Define(heads_TQD)).Launch(
-            "qk_norm_rotary_forward", (uint)((tokens * heads * LanesPerHead(heads_TQD) + MaxThreads - 1) / MaxThreads), 1, MaxThreads, 0,
+            "qk_norm_rotary_forward", (uint)((tokens * heads * LanesPerHead(heads_TQD) + ForwardThreads - 1) / ForwardThreads), 1, ForwardThreads, 0,
             Pointer(heads_TQD), Pointer(norm.QueryWeight), Pointer(norm.KeyWeight), Pointer(rotary.Cosines), Pointer(rotary.Sines), Pointer(positions_T),
             Pointer(output_TAD), Pointer(inverseRms), tokens, numHeads, numGroups, heads_TQD.stride(0), width, CudaKernels.Float(norm.Epsilon));
         return (output_TAD, inverseRms);
@@ -70,7 +71,7 @@ internal static class QueryKeyNormRotaryKernel
 
     private static long Rounds(long heads, Tensor x)
     {
-        var groupsMax = MaxThreads / LanesPerHead(x);
+        var groupsMax = BackwardThreads / LanesPerHead(x);
         return (heads + groupsMax - 1) / groupsMax;
     }
 

@@ -143,7 +143,7 @@ internal static class KernelCases
         long token = width * draw.ElementBytes;
         return new KernelWork(scope, rotary, wideRotary)
         {
-            Bytes = tokens * token * (isBackward ? 3 * heads + 5 * groups : 2 * (heads + groups)),
+            Bytes = tokens * (token * (isBackward ? 3 * heads + 5 * groups : 2 * (heads + groups)) + (heads + groups) * sizeof(float)), // and the inverse roots
             Run = () => Compute(fused, gradients, inverse, norm, rotary, positions),
             Reference = () => Compute(
                 KernelDraw.Wide(fused), new AttentionGradients(KernelDraw.Wide(gradients.Query), KernelDraw.Wide(gradients.Key), KernelDraw.Wide(gradients.Value)),
