@@ -17,6 +17,7 @@ public sealed class BitwiseScenario(Random random, TextWriter log, CancellationT
     [
         await CompareAsync("R6", "same layout: losses and final weights equal an undisturbed run", numSilos: 3, repetitions),
         await CompareAsync("R6e", "replicas 2 → 1 → 2 with --logical_data_shards 2: likewise", numSilos: 2, repetitions, "--logical_data_shards", "2"),
+        await CompareAsync("R6s", "likewise, from peer snapshots each step", numSilos: 2, repetitions, "--logical_data_shards", "2", "--peer_snapshot_interval", "1"),
     ];
 
     private async Task<GoalResult> CompareAsync(string id, string what, int numSilos, int repetitions, params string[] more)

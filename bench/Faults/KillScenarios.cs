@@ -12,7 +12,7 @@ public sealed class KillScenarios(Random random, TextWriter log, CancellationTok
     private const int LongestPauseMs = 300;
 
     /// <summary>
-    /// R1, R4a, R5: kill -9 of a silo that hosts a rank, three silos, a job of two ranks: the third is the standby. The killed silo comes back
+    /// R1, R4a, R5c: kill -9 of a silo that hosts a rank, three silos, a job of two ranks: the third is the standby. The killed silo comes back
     /// before the next fault.
     /// </summary>
     public async Task<IReadOnlyList<GoalResult>> KillAsync(int repetitions)
@@ -23,8 +23,18 @@ public sealed class KillScenarios(Random random, TextWriter log, CancellationTok
             new("R1", "kill -9 of a silo: seen by the job", "median ≤ 0.6 s, 99 % ≤ 2 s", detection.Format("s"), detection.Count,
                 detection.Median <= 0.6 && detection.Quantile(0.99) <= 2),
             new("R4a", "kill -9 with a standby: first new step", "95 % ≤ 5 s", firstStep.Format("s"), firstStep.Count, firstStep.Quantile(0.95) <= 5),
-            new("R5", "steps computed twice per fault (a checkpoint every 5 steps)", "≤ 1 with a peer snapshot each step", recomputed.Format("steps"),
-                recomputed.Count, recomputed.Max <= 1),
+            new("R5c", "steps computed twice per fault, a checkpoint every 5 steps and no snapshot", "≤ 5", recomputed.Format("steps"), recomputed.Count, recomputed.Max <= 5),
+        ];
+    }
+
+    /// <summary>R5: the same with a peer snapshot each step and no checkpoint at all.</summary>
+    public async Task<IReadOnlyList<GoalResult>> KillWithSnapshotsAsync(int repetitions)
+    {
+        var (_, firstStep, recomputed) = await RepeatAsync(repetitions, Posix.SigKill, "--peer_snapshot_interval", "1", "--save_interval", "1000000");
+        return
+        [
+            new("R5", "steps computed twice per fault, a peer snapshot each step and no checkpoint", "≤ 1", recomputed.Format("steps"), recomputed.Count, recomputed.Max <= 1),
+            new("R4s", "kill -9 with a standby, peer snapshots: first new step", "95 % ≤ 5 s", firstStep.Format("s"), firstStep.Count, firstStep.Quantile(0.95) <= 5),
         ];
     }
 
@@ -125,12 +135,12 @@ public sealed class KillScenarios(Random random, TextWriter log, CancellationTok
         return new("R16", "SIGTERM of a silo: checkpoint committed, exit code 0", "≤ 8 s", exit.Format("s") + (allSaved ? "" : ", not always saved"), exit.Count, allSaved && exit.Max <= 8);
     }
 
-    private async Task<(Samples Detection, Samples FirstStep, Samples Recomputed)> RepeatAsync(int repetitions, int signal)
+    private async Task<(Samples Detection, Samples FirstStep, Samples Recomputed)> RepeatAsync(int repetitions, int signal, params string[] words)
     {
         var (detection, firstStep, recomputed) = (new Samples(), new Samples(), new Samples());
-        string name = signal == Posix.SigKill ? "kill" : "freeze";
+        string name = signal != Posix.SigKill ? "freeze" : words.Length == 0 ? "kill" : "snapshot";
         await using var cluster = await FaultCluster.StartAsync(3, 1, cancellation);
-        await using var console = cluster.Submit(name, 2);
+        await using var console = cluster.Submit(name, 2, words);
         for (int i = 0; i < repetitions; i++)
         {
             await cluster.SettleAsync(console);
@@ -150,11 +160,12 @@ public sealed class KillScenarios(Random random, TextWriter log, CancellationTok
         return (detection, firstStep, recomputed);
     }
 
-    /// <summary>A silo that hosts a rank of the newest attempt, in turn; the plan's sentence names the nodes.</summary>
+    /// <summary>A silo that hosts a rank of the newest attempt, in turn; the plan's sentence names the nodes before it says what it goes on from.</summary>
     private static SiloProcess Hosts(FaultCluster cluster, ConsoleProcess console, int turn)
     {
         string plan = console.Events.Last(item => ConsoleProcess.IsAttempt(item, out _)).GetProperty("reason").GetString() ?? "";
-        var hosts = cluster.Processes.Silos.Where(silo => plan.Contains(silo.Node + " ", StringComparison.Ordinal) || plan.Contains(silo.Node + ";", StringComparison.Ordinal)
+        plan = plan.Split(';')[0];
+        var hosts = cluster.Processes.Silos.Where(silo => plan.Contains(silo.Node + " ", StringComparison.Ordinal)
             || plan.Contains(silo.Node + ":", StringComparison.Ordinal) || plan.EndsWith(silo.Node, StringComparison.Ordinal)).ToList();
         return hosts.Count > 0 ? hosts[turn % hosts.Count] : throw new InvalidOperationException($"the plan names no silo: {plan}");
     }

@@ -1,5 +1,6 @@
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Training;
+using Megatron.Compute.Training.Snapshots;
 using Megatron.Grains.Cluster;
 using Megatron.Grains.Jobs;
 using Megatron.Grains.Ranks;
@@ -13,7 +14,8 @@ namespace Megatron.Grains;
 /// <summary>What the control plane lends to a rank worker.</summary>
 /// <param name="Rendezvous">Where the ranks of an attempt find one another; blocking, for the rank's thread only.</param>
 /// <param name="Fence">Closed while this silo may not write what others see.</param>
-public sealed record RankServices(Func<AttemptId, IRendezvousStore> Rendezvous, SideEffectFence Fence);
+/// <param name="Snapshots">Keeps the snapshots of the ranks of this silo when they end.</param>
+public sealed record RankServices(Func<AttemptId, IRendezvousStore> Rendezvous, SideEffectFence Fence, PeerSnapshotStore Snapshots);
 
 /// <summary>What the grains need of a silo; the silo and the tests compose it the same way.</summary>
 public static class GrainServices
@@ -31,7 +33,9 @@ public static class GrainServices
         silo.Services.TryAddSingleton<ISiloProcess, LastingSiloProcess>();
         silo.Services.TryAddSingleton(new SideEffectFence());
         silo.Services.AddSingleton(node);
-        silo.Services.AddSingleton(services => new RankServices(attempt => new GrainRendezvousStore(services.GetRequiredService<IGrainFactory>(), attempt), services.GetRequiredService<SideEffectFence>()));
+        silo.Services.AddSingleton(services => new RankServices(attempt => new GrainRendezvousStore(services.GetRequiredService<IGrainFactory>(), attempt), services.GetRequiredService<SideEffectFence>(), services.GetRequiredService<PeerSnapshotStore>()));
+        silo.Services.AddSingleton(services => new PeerSnapshotStore(TimeProvider.System, services.GetRequiredService<SideEffectFence>()));
+        silo.Services.TryAddSingleton<ISnapshotHolder>(services => services.GetRequiredService<PeerSnapshotStore>());
         silo.Services.AddSingleton(services => new RankWorkerRegistry(node, workers(services.GetRequiredService<RankServices>())));
         silo.Services.AddSingleton<ClusterDevices>();
         silo.Services.AddSingleton<ILifecycleParticipant<ISiloLifecycle>, ClusterWatch>();

@@ -44,6 +44,35 @@ public sealed class FaultTests
             Path.Combine(cluster.RunFolder("undisturbed"), "iter_0000016"), Path.Combine(cluster.RunFolder("killed"), "iter_0000016"), "args.json", "manifest.json");
     }
 
+    [Theory]
+    [Trait("Category", "faults")]
+    [InlineData(3)] // the third silo takes the lost rank
+    [InlineData(2, "--logical_data_shards", "2")] // one replica is left
+    public async Task Kill_WithPeerSnapshots_GoesOnFromMemoryWithTheBitsOfAnUndisturbedRun(int numSilos, params string[] more)
+    {
+        string[] words = ["--train_iters", "16", "--save_interval", "1000", "--peer_snapshot_interval", "1", .. more];
+        await using var cluster = await FaultCluster.StartAsync(numSilos, 1, Cancellation, "relaxed");
+        await using (var undisturbed = cluster.Submit("undisturbed", 2, words))
+        {
+            Assert.Equal(ExitCode.Ok, await undisturbed.Process.ExitAsync(patience, Cancellation));
+            Assert.Contains(undisturbed.Events, item => item.TryGetProperty("text", out var text) && text.GetString()?.Contains("rank 1 on another node gets them", StringComparison.Ordinal) == true);
+        }
+
+        await using var console = cluster.Submit("killed", 2, words);
+        await console.WaitForStepAsync(6, patience, Cancellation);
+        int from = console.Process.Lines.Count;
+        var faultAt = TimeProvider.System.GetUtcNow();
+        cluster.Processes.Silos[0].Process.Signal(Posix.SigKill);
+        var recovery = await Recovery.ObserveAsync(console, faultAt, from, Cancellation);
+        Assert.True(await console.Process.ExitAsync(patience, Cancellation) == ExitCode.Ok, console.Process.Transcript + cluster.Processes.Transcript);
+        Assert.Contains("; goes on from the snapshot of step ", recovery.Plan, StringComparison.Ordinal);
+        Assert.Contains(" held by n1 (", recovery.Plan, StringComparison.Ordinal);
+        Assert.InRange(recovery.NumRecomputed, 0, 1);
+        AssertSameSteps(cluster, "undisturbed", "killed", 16);
+        byte[] Weights(string job) => File.ReadAllBytes(Path.Combine(cluster.RunFolder(job), "iter_0000016", "model.safetensors"));
+        Assert.Equal(Weights("undisturbed"), Weights("killed"));
+    }
+
     [Fact]
     [Trait("Category", "faults")]
     public async Task ColdStart_AfterAllSilosWereKilled_TheJobGoesOnByItself()

@@ -1,5 +1,6 @@
 using System.Collections.Concurrent;
 using Megatron.Compute.Training;
+using Megatron.Compute.Training.Snapshots;
 using Megatron.Grains.Cluster;
 using Megatron.Grains.Jobs;
 using Megatron.Testing;
@@ -16,11 +17,14 @@ public sealed class TrainingCluster : IAsyncDisposable
 {
     private readonly InProcessTestCluster cluster;
     private readonly ConcurrentDictionary<(string Node, int Index), FakeRankWorker> workers;
+    private readonly ConcurrentDictionary<string, FakeSnapshotHolder> holders;
 
-    private TrainingCluster(InProcessTestCluster cluster, ConcurrentDictionary<(string, int), FakeRankWorker> workers)
+    private TrainingCluster(
+        InProcessTestCluster cluster, ConcurrentDictionary<(string, int), FakeRankWorker> workers, ConcurrentDictionary<string, FakeSnapshotHolder> holders)
     {
         this.cluster = cluster;
         this.workers = workers;
+        this.holders = holders;
     }
 
     /// <summary>The workers of node 0.</summary>
@@ -35,6 +39,7 @@ public sealed class TrainingCluster : IAsyncDisposable
         int numDevices, Func<FakeRankWorker, RankCommand, IEnumerable<RankReport>>? script = null, int numSilos = 1, TimeProvider? clock = null)
     {
         var workers = new ConcurrentDictionary<(string, int), FakeRankWorker>();
+        var holders = new ConcurrentDictionary<string, FakeSnapshotHolder>();
         var storage = new SharedGrainStorage();
         int numStarted = -1;
         var builder = new InProcessTestClusterBuilder((short)numSilos);
@@ -43,6 +48,7 @@ public sealed class TrainingCluster : IAsyncDisposable
             string node = $"node{Interlocked.Increment(ref numStarted)}";
             for (int index = 0; index < numDevices; index++)
                 workers[(node, index)] = new FakeRankWorker(index) { Script = script };
+            silo.Services.AddSingleton<ISnapshotHolder>(holders[node] = new FakeSnapshotHolder());
             silo.Services.AddKeyedSingleton<Orleans.Storage.IGrainStorage>(GrainServices.JobStorage, storage);
             // On a busy machine a fake rank may be slow to end; none of them hangs.
             silo.Services.AddSingleton(new JobTimings { Clearing = TimeSpan.FromMinutes(5), ClearingAtStart = TimeSpan.FromMinutes(5) });
@@ -52,12 +58,15 @@ public sealed class TrainingCluster : IAsyncDisposable
         });
         var cluster = builder.Build();
         await cluster.DeployAsync();
-        return new TrainingCluster(cluster, workers);
+        return new TrainingCluster(cluster, workers, holders);
     }
 
     public IJobGrain Job(string id) => Grains.GetGrain<IJobGrain>(id);
 
     public FakeRankWorker Worker(int node, int index) => workers[($"node{node}", index)];
+
+    /// <summary>The snapshots in the memory of a node's silo.</summary>
+    public FakeSnapshotHolder Snapshots(int node) => holders[$"node{node}"];
 
     /// <summary>Address of the silo of a node.</summary>
     public async Task<string> SiloOfAsync(int node)

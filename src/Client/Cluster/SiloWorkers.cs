@@ -14,7 +14,7 @@ public static class SiloWorkers
     {
         var address = options.Cluster?.Address ?? throw new ArgumentException("The silo belongs to no cluster.", nameof(options));
         var environment = RankEnvironment.OfSilo(
-            new LibTorchOptions { Folder = libTorch }, time, options.Devices.Count, new RankMeeting(services.Rendezvous, address)) with { Fence = services.Fence };
+            new LibTorchOptions { Folder = libTorch }, time, options.Devices.Count, new RankMeeting(services.Rendezvous, address)) with { Fence = services.Fence, Snapshots = services.Snapshots };
         return localRank => new RankWorker(localRank, start => new TrainingRun(start, environment));
     }
 }

@@ -22,6 +22,7 @@ public static class JobSpecs
         MaxRestarts = run.Config.MaxRestarts,
         IsElastic = isElastic,
         Layout = JobLayout.Of(run.Config),
+        TakesSnapshots = run.Config.PeerSnapshotInterval > 0,
     };
 
     /// <summary>A job that goes on where another one ended: the same run folder, its newest checkpoint if there is one.</summary>

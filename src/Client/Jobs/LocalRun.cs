@@ -1,4 +1,5 @@
 using Megatron.Compute.Training;
+using Megatron.Grains;
 using Megatron.Grains.Jobs;
 using Megatron.Silo;
 
@@ -16,11 +17,11 @@ public static class LocalRun
     /// Runs the job; returns the exit code: 0 completed, or stopped as asked and saved; 1 failed; 2 a mistake of the user; 130 aborted by a second
     /// signal. After 130 a worker thread may still be busy: the caller ends the process.
     /// </summary>
-    /// <param name="createWorker">Makes the worker of a device when its rank starts; a <c>ConfigException</c> it throws ends the job with 2.</param>
+    /// <param name="workers">As for the silo: makes the worker of a device when its rank starts; a <c>ConfigException</c> it throws ends the job with 2.</param>
     public static async Task<int> RunAsync(
-        JobSpec spec, SiloOptions options, Func<int, IRankWorker> createWorker, IJobConsole console, StopSignals signals)
+        JobSpec spec, SiloOptions options, Func<RankServices, Func<int, IRankWorker>> workers, IJobConsole console, StopSignals signals)
     {
-        var silo = await SiloHost.StartAsync(options, createWorker);
+        var silo = await SiloHost.StartAsync(options, workers);
         int exitCode = JobTransitions.ExitFailed;
         try
         {

@@ -172,6 +172,8 @@ internal static class CombinationRules
     {
         if (config.Streaming && config.TrainIters is null)
             Add(errors, "--streaming = true needs --train_iters, because the size of the data is not known; give it.");
+        if (config is { PeerSnapshotInterval: > 0, MaxRestarts: 0 })
+            Add(errors, Text($"--peer_snapshot_interval = {config.PeerSnapshotInterval} is of no use with --max_restarts = 0, with which the job ends at its first fault; give --max_restarts, e.g. 10."));
         if (config.PackingLength is { } pack && !config.Packing)
             Add(errors, Text($"--packing_length = {pack} needs --packing true; add it or leave packing_length out."));
         if (config is { Packing: true, PackingLength: { } length, MaxLength: { } longest } && longest > length)

@@ -49,7 +49,6 @@ public static class UnsupportedValues
 
         // Distributed
         new("cp_comm_type", ["p2p", "a2a"]),
-        new("peer_snapshot_interval", ["0"]),
 
         // Logging
         new("logging_level", [""]),

@@ -2,6 +2,7 @@ using System.Text;
 using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Models;
+using Megatron.Compute.Training.Snapshots;
 
 namespace Megatron.Compute.Training;
 
@@ -16,14 +17,12 @@ internal sealed class CheckpointContent(StartRank start, string modelFolder)
     {
         var config = rank.Config;
         var plan = ModelPlan(rank.ModelConfig, config);
-        var writer = shares ??= new ReplicaShares(rank.Model.Parameters, rank.Parallel);
-        var state = config.NoSaveOptim ? [] : rank.Trainer.Optimizer.State.Where(range => writer.WritesState(range.Parameter, config.UseDistributedOptimizer)).ToList();
-        var slices = StateSlice.OfOptimizer(state, withDuplicates: false);
+        var slices = config.NoSaveOptim ? [] : StateOf(rank);
         var content = new RankContent
         {
             ModelPlan = plan,
             WritesWeights = config.SaveSafetensors,
-            Weights = config.SaveSafetensors ? WeightBlock.OfParameters(rank.Model.Parameters.Where(writer.WritesWeight), withDuplicates: false) : [],
+            Weights = config.SaveSafetensors ? WeightBlock.OfParameters(rank.Model.Parameters.Where(SharesOf(rank).WritesWeight), withDuplicates: false) : [],
             State = slices,
             SideFiles = start.Rank == 0 ? SideFiles(rank) : null,
         };
@@ -31,8 +30,35 @@ internal sealed class CheckpointContent(StartRank start, string modelFolder)
         return (content, weightBytes + CheckpointWriter.StateBytes(slices) * start.WorldSize);
     }
 
-    /// <summary>Where the run stands, and its settings.</summary>
-    public RunFacts Facts(RankSetup rank)
+    /// <summary>This rank's part of the optimizer's state; the views belong to the dispose scope that is open.</summary>
+    public IReadOnlyList<StateSlice> StateOf(RankSetup rank)
+    {
+        var writer = SharesOf(rank);
+        return StateSlice.OfOptimizer(
+            [.. rank.Trainer.Optimizer.State.Where(range => writer.WritesState(range.Parameter, rank.Config.UseDistributedOptimizer))], withDuplicates: false);
+    }
+
+    /// <summary>
+    /// What a snapshot in memory is. It leaves out nothing, whatever the options leave out of a checkpoint: the run goes on from it as if nothing had
+    /// happened.
+    /// </summary>
+    public SnapshotRun RunOf(RankSetup rank) => new()
+    {
+        Facts = Facts(rank, withOptimizer: true, withRandomState: true),
+        WorldSize = start.WorldSize,
+        Root = rank.Config.Save ?? throw new InvalidOperationException("The run has no folder."),
+        ModelPlan = ModelPlan(rank.ModelConfig, rank.Config),
+        SideFiles = SideFiles(rank),
+    };
+
+    /// <summary>The same where the run stands now.</summary>
+    public static SnapshotRun RunAfterStep(SnapshotRun run, RankSetup rank) =>
+        run with { Facts = run.Facts with { Trainer = Capture(rank, withRandomState: true) } };
+
+    /// <summary>Where the run stands, and its settings, as the options want them saved.</summary>
+    public RunFacts Facts(RankSetup rank) => Facts(rank, !rank.Config.NoSaveOptim, !rank.Config.NoSaveRng);
+
+    private RunFacts Facts(RankSetup rank, bool withOptimizer, bool withRandomState)
     {
         var (config, dims) = (rank.Config, rank.Parallel.Dims);
         return new RunFacts
@@ -53,11 +79,16 @@ internal sealed class CheckpointContent(StartRank start, string modelFolder)
             },
             GlobalBatchSize = config.GlobalBatchSize,
             MicroBatchSize = config.MicroBatchSize,
-            Trainer = rank.Trainer.Capture(rank.Progress, config.NoSaveRng ? null : (ulong)config.Seed, rank.TrainSource.PlanHash),
-            Optimizer = config.NoSaveOptim ? new Dictionary<string, string>() : ConfigFacts.Of(RunSettings.Trainer(config).Optimizer),
-            Schedule = config.NoSaveOptim ? new Dictionary<string, string>() : ConfigFacts.Of(RunSettings.LearningRateOptions(config, rank.Data.TrainIters)),
+            Trainer = Capture(rank, withRandomState),
+            Optimizer = !withOptimizer ? new Dictionary<string, string>() : ConfigFacts.Of(RunSettings.Trainer(config).Optimizer),
+            Schedule = !withOptimizer ? new Dictionary<string, string>() : ConfigFacts.Of(RunSettings.LearningRateOptions(config, rank.Data.TrainIters)),
         };
     }
+
+    private static TrainerState Capture(RankSetup rank, bool withRandomState) =>
+        rank.Trainer.Capture(rank.Progress, withRandomState ? (ulong)rank.Config.Seed : null, rank.TrainSource.PlanHash);
+
+    private ReplicaShares SharesOf(RankSetup rank) => shares ??= new ReplicaShares(rank.Model.Parameters, rank.Parallel);
 
     private static HfShardPlan ModelPlan(ModelConfig model, TrainingConfig config)
     {

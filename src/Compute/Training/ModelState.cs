@@ -95,12 +95,19 @@ public sealed record ModelState(RunProgress Progress, ulong? DataPlanHash)
         if (weightsOnly) return Fresh;
 
         var state = reader.Manifest.Run.Trainer;
-        if (!request.Config.NoLoadOptim)
+        // Nor does it leave out what the user left out at the beginning.
+        var isRecovery = request.LoadFolder is not null;
+        if (isRecovery ? reader.Manifest.HasOptimizerState() : !request.Config.NoLoadOptim)
         {
             reader.LoadState(StateSlice.OfOptimizer(trainer.Optimizer.State, withDuplicates: true));
             trainer.Restore(state);
         }
-        var progress = new RunProgress(state.Iteration, state.ConsumedSamples, state.Iteration) { StreamCursor = request.Config.NoLoadRng ? null : state.Data.Stream };
+        // A snapshot that was written for recovery has no weight files: where it is the end of the run, the run saves once more.
+        var isComplete = reader.Manifest.HasWeightFiles() || !request.Config.SaveSafetensors;
+        var progress = new RunProgress(state.Iteration, state.ConsumedSamples, isComplete ? state.Iteration : -1)
+        {
+            StreamCursor = request.Config.NoLoadRng && !isRecovery ? null : state.Data.Stream,
+        };
         return new ModelState(progress, state.Seed is null ? null : state.Data.PlanHash);
     }
 

@@ -2,6 +2,7 @@ using System.Net;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Native;
+using Megatron.Compute.Training.Snapshots;
 using TorchSharp;
 
 namespace Megatron.Compute.Training;
@@ -24,6 +25,12 @@ public sealed record RankEnvironment
     /// <summary>Makes the process groups of an attempt for a rank with the given device; called once per rank, on its thread.</summary>
     public required Func<StartRank, torch.Device, IProcessGroupFactory> ProcessGroups { get; init; }
 
+    /// <summary>Makes the groups in which snapshots travel, which move CPU tensors: the rank's own, given last, or others beside those of a GPU.</summary>
+    public required Func<StartRank, torch.Device, IProcessGroupFactory, IProcessGroupFactory> SnapshotGroups { get; init; }
+
+    /// <summary>Keeps the snapshots of this process.</summary>
+    public required PeerSnapshotStore Snapshots { get; init; }
+
     /// <summary>
     /// The environment of ranks that are threads of one process, or of several: <see cref="StartRank.RendezvousEndpoint"/> says which.
     /// </summary>
@@ -34,7 +41,7 @@ public sealed record RankEnvironment
     /// <param name="meeting">How; null when this process belongs to no cluster.</param>
     public static RankEnvironment OfSilo(LibTorchOptions libTorch, TimeProvider time, int ranks, RankMeeting? meeting)
     {
-        var (threads, processes, gpus) = (new LoopbackWorlds(), new TcpWorlds(meeting), new NcclWorlds(meeting, libTorch));
+        var (threads, processes, gpus, besideGpus) = (new LoopbackWorlds(), new TcpWorlds(meeting), new NcclWorlds(meeting, libTorch), new TcpWorlds(meeting));
         return new RankEnvironment
         {
             LibTorch = libTorch,
@@ -43,6 +50,8 @@ public sealed record RankEnvironment
             ProcessGroups = (start, device) =>
                 start.WorldSize > 1 && device.type == DeviceType.CUDA ? gpus.Of(start, device.index)
                 : start.RendezvousEndpoint.StartsWith("local:", StringComparison.Ordinal) ? threads.Of(start) : processes.Of(start),
+            SnapshotGroups = (start, device, groups) => device.type == DeviceType.CUDA ? besideGpus.Of(start) : groups,
+            Snapshots = new PeerSnapshotStore(time, new SideEffectFence()),
         };
     }
 

@@ -22,7 +22,11 @@ public abstract record RankCommand(AttemptId Attempt);
 /// <param name="RendezvousEndpoint">Where ranks of this attempt find one another: <c>local:NAME</c> in one process, <c>tcp://host:port</c> otherwise.</param>
 /// <param name="LoadFolder">Checkpoint folder (<c>iter_…</c>) to start from, or null for <c>--load</c>/<c>--model</c> of the configuration.</param>
 public sealed record StartRank(
-    AttemptId Attempt, string ConfigJson, int Rank, int WorldSize, int LocalRank, string RendezvousEndpoint, string? LoadFolder) : RankCommand(Attempt);
+    AttemptId Attempt, string ConfigJson, int Rank, int WorldSize, int LocalRank, string RendezvousEndpoint, string? LoadFolder) : RankCommand(Attempt)
+{
+    /// <summary>By rank: the rank on another node that gets its snapshots, itself where there is no other node; empty when none are taken.</summary>
+    public IReadOnlyList<int> SnapshotPartners { get; init; } = [];
+}
 
 /// <summary>Finish the step in hand, save a checkpoint when asked to, and stop: a signal or a cancel.</summary>
 public sealed record StopRank(AttemptId Attempt, bool SaveCheckpoint, string Reason) : RankCommand(Attempt);

@@ -6,6 +6,7 @@ using Megatron.Compute.Models;
 using Megatron.Compute.Native;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.Tokenization;
+using Megatron.Compute.Training.Snapshots;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Training;
@@ -36,6 +37,9 @@ public sealed class RankSetup : IDisposable
     public required LearningRateSchedule Schedule { get; init; }
     public required CheckpointSaver Saver { get; init; }
 
+    /// <summary>Null when none are taken.</summary>
+    internal SnapshotTaker? Snapshots { get; init; }
+
     /// <summary>Where the run stands; advanced by the loop.</summary>
     public required RunProgress Progress { get; set; }
 
@@ -61,7 +65,8 @@ public sealed class RankSetup : IDisposable
             groups.Backend(backend);
             var parallel = ParallelState.Create(dims, start.Rank, backend, config.SequenceParallel);
             groups.Opened(parallel);
-            return Build(start, environment, link, new RankInputs(config, folder, modelConfig, tokenizer, data, parallel, device));
+            var peers = OpenPeers(start, environment, groups, backend, device);
+            return Build(start, environment, link, new RankInputs(config, folder, modelConfig, tokenizer, data, parallel, device, peers));
         }
         catch
         {
@@ -75,6 +80,7 @@ public sealed class RankSetup : IDisposable
     {
         StopReading();
         Saver.Dispose();
+        Snapshots?.Dispose();
         Trainer.Dispose();
         Model.Dispose();
         Data.Dispose();
@@ -93,9 +99,21 @@ public sealed class RankSetup : IDisposable
         if (link.Rank == 0 || line.EndsWith("prepared", StringComparison.Ordinal)) link.Notice(line);
     }
 
+    private static PeerLinks OpenPeers(StartRank start, RankEnvironment environment, GroupSink groups, IProcessGroupFactory backend, Device device)
+    {
+        var peers = PeerLinks.Open(start.SnapshotPartners, start.Rank, () =>
+        {
+            var factory = environment.SnapshotGroups(start, device, backend);
+            if (factory != backend) groups.Backend(factory);
+            return factory;
+        });
+        groups.Kept(peers);
+        return peers;
+    }
+
     private static RankSetup Build(StartRank start, RankEnvironment environment, RankLink link, RankInputs inputs)
     {
-        var (config, folder, modelConfig, tokenizer, data, parallel, device) = inputs;
+        var (config, folder, modelConfig, tokenizer, data, parallel, device, peers) = inputs;
         var layout = RunSettings.BatchLayout(config, parallel, tokenizer);
         var layouts = RunSettings.Partition(config, modelConfig).LayoutsOf(parallel.PipelineParallel.Rank);
         var model = new ModelChunks(modelConfig, RunSettings.Model(config, device), parallel, layouts);
@@ -121,16 +139,19 @@ public sealed class RankSetup : IDisposable
             Trainer = trainer,
             Schedule = RunSettings.LearningRate(config, data.TrainIters),
             Saver = new CheckpointSaver(start, config, environment.Time, folder, link, environment.Fence),
+            Snapshots = config.PeerSnapshotInterval == 0 ? null : new SnapshotTaker(
+                new CheckpointContent(start, folder), new PeerSnapshots(environment.Snapshots, parallel.World, peers, device), peers.Partner, config.PeerSnapshotInterval),
             Progress = progress,
         };
     }
 
     /// <summary>What is known before the model is built.</summary>
     private sealed record RankInputs(
-        TrainingConfig Config, string Folder, ModelConfig ModelConfig, ITokenizer Tokenizer, TrainData Data, ParallelState Parallel, Device Device);
+        TrainingConfig Config, string Folder, ModelConfig ModelConfig, ITokenizer Tokenizer, TrainData Data, ParallelState Parallel, Device Device, PeerLinks Peers);
 }
 
 /// <summary>Where a rank's process groups become known to whoever aborts and frees them.</summary>
 /// <param name="Backend">Called before the groups are opened: opening may wait for ranks that never come.</param>
 /// <param name="Opened">Called when they are open; the callee frees them.</param>
-public sealed record GroupSink(Action<IProcessGroupFactory> Backend, Action<ParallelState> Opened);
+/// <param name="Kept">Called with groups beside these, which the callee frees with them; an abort of their backend reaches them.</param>
+public sealed record GroupSink(Action<IProcessGroupFactory> Backend, Action<ParallelState> Opened, Action<IDisposable> Kept);

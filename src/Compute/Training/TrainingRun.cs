@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Diagnostics;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
@@ -15,8 +16,9 @@ public sealed class TrainingRun : IRankProgram
     private readonly RankEnvironment environment;
     private readonly CancellationTokenSource aborted = new();
     private volatile string? abortReason;
-    private volatile IProcessGroupFactory? backend;
+    private readonly ConcurrentQueue<IProcessGroupFactory> backends = [];
     private volatile ParallelState? parallel;
+    private IDisposable? peers;
     private StopRank? stop;
     private TimeSpan timeWaited;
     private TimeSpan timeOfSteps;
@@ -30,6 +32,7 @@ public sealed class TrainingRun : IRankProgram
         if (abortReason is { } reason) throw new RankAbortedException(reason);
         Announce(rank, link);
         var completed = Train(rank, link);
+        rank.Snapshots?.Complete();
         TellAboutData(rank, link);
         link.Report(new RankFinished(link.Attempt, link.Rank, rank.Progress.Iteration, completed));
     }
@@ -38,7 +41,7 @@ public sealed class TrainingRun : IRankProgram
     public void Abort(string reason)
     {
         abortReason = reason;
-        backend?.Abort(reason);
+        foreach (var backend in backends) backend.Abort(reason);
         aborted.Cancel();
         parallel?.Abort(reason);
     }
@@ -46,6 +49,7 @@ public sealed class TrainingRun : IRankProgram
     /// <summary>Leaves the process groups: after the last report, so that the control plane hears of the first fault before those that follow from it.</summary>
     public void Dispose()
     {
+        peers?.Dispose();
         parallel?.Dispose();
         aborted.Dispose();
     }
@@ -54,7 +58,7 @@ public sealed class TrainingRun : IRankProgram
     {
         try
         {
-            return RankSetup.Build(start, environment, link, new GroupSink(Reach, opened => parallel = opened), aborted.Token);
+            return RankSetup.Build(start, environment, link, new GroupSink(Reach, opened => parallel = opened, kept => peers = kept), aborted.Token);
         }
         catch (OperationCanceledException) when (abortReason is { } reason)
         {
@@ -62,10 +66,10 @@ public sealed class TrainingRun : IRankProgram
         }
     }
 
-    // From here on an abort reaches the backend; one that came just before is carried out here.
+    // From here on an abort reaches this backend; one that came just before is carried out here.
     private void Reach(IProcessGroupFactory opened)
     {
-        backend = opened;
+        backends.Enqueue(opened);
         if (abortReason is { } reason) opened.Abort(reason);
     }
 
@@ -91,6 +95,7 @@ public sealed class TrainingRun : IRankProgram
         var config = rank.Config;
         var last = rank.Data.LastIteration;
         if (config.AsyncSave) rank.Saver.Rehearse(rank, link);
+        rank.Snapshots?.Prepare(rank);
         while (rank.Progress.Iteration < last)
         {
             var decision = DecideOnStop(rank, link);
@@ -121,6 +126,7 @@ public sealed class TrainingRun : IRankProgram
         var learningRate = rank.Schedule.At(iteration);
         var metrics = rank.Trainer.TrainStep(batch, learningRate);
         rank.Progress = rank.Progress.After(batch);
+        rank.Snapshots?.AfterStep(rank, link);
         link.Report(new StepReport(
             link.Attempt, link.Rank, iteration, metrics.LossSum, metrics.TokenCount, BitConverter.SingleToInt32Bits((float)metrics.Loss),
             metrics.Optimizer.GradNorm, learningRate, metrics.Optimizer.LossScale, metrics.Optimizer.IsSkipped, batch.Hash,

@@ -19,6 +19,10 @@ public interface IJobControl : IGrainWithStringKey
     [ResponseTimeout("00:00:30")]
     Task OnSiloLeaving(string silo);
 
+    /// <summary>Called by the grain itself when the snapshots of an attempt that has ended are looked for and written.</summary>
+    [ResponseTimeout("00:00:30")]
+    Task OnSnapshotSettled(int attempt, CommittedCheckpoint? checkpoint, string? problem);
+
     /// <summary>Called by the grain itself at intervals, as a turn of its own.</summary>
     [ResponseTimeout("00:00:30")]
     Task Tick();

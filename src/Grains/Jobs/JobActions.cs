@@ -1,8 +1,10 @@
+using System.Collections.Immutable;
 using Megatron.Compute.Training;
 using Megatron.Grains.Checkpoints;
 using Megatron.Grains.Cluster;
 using Megatron.Grains.Ranks;
 using Megatron.Grains.Rendezvous;
+using Megatron.Grains.Snapshots;
 using Megatron.Grains.Stages;
 using Microsoft.Extensions.Logging;
 
@@ -16,6 +18,8 @@ internal sealed class JobActions
     private readonly IGrainFactory grains;
     private readonly ClusterDevices devices;
     private readonly ILogger logger;
+    private readonly SnapshotRecovery snapshots;
+    private bool isRestoring;
     private Task noted = Task.CompletedTask;
 
     public JobActions(IGrainFactory grains, ClusterDevices devices, ILogger logger)
@@ -23,6 +27,7 @@ internal sealed class JobActions
         this.grains = grains;
         this.devices = devices;
         this.logger = logger;
+        snapshots = new SnapshotRecovery(grains, devices, logger);
     }
 
     /// <summary>True when the ranks could not be taken up: the silo of one of their grains was just leaving. Try again soon.</summary>
@@ -37,6 +42,10 @@ internal sealed class JobActions
         {
             case JobAction.PlanLaunch:
                 return await PlanLaunch(state);
+            case JobAction.RestoreSnapshot:
+                // Runs beside the turns, because files take long; it catches all faults itself.
+                _ = RestoreSnapshotAsync(state);
+                return null;
             case JobAction.StartRanks start:
                 return await StartRanks(state, start.LoadFolder);
             case JobAction.AttachRanks:
@@ -66,6 +75,8 @@ internal sealed class JobActions
         {
             calls.Add(GrainCalls.TryAsync(grains.GetGrain<ICheckpointGrain>(state.AttemptId.JobId).End(state.AttemptId), logger, "end the saves"));
             calls.Add(GrainCalls.TryAsync(RendezvousOf(state).Close(), logger, "close the rendezvous"));
+            if (state.Spec is { TakesSnapshots: true })
+                calls.Add(snapshots.DiscardAsync(state.AttemptId.JobId, int.MaxValue));
         }
         await Task.WhenAll(calls);
     }
@@ -113,11 +124,34 @@ internal sealed class JobActions
         }
     }
 
+    private async Task RestoreSnapshotAsync(JobState state)
+    {
+        if (isRestoring)
+            return;
+        isRestoring = true;
+        try
+        {
+            var (checkpoint, problem) = await snapshots.RunAsync(state);
+            await grains.GetGrain<IJobControl>(state.AttemptId.JobId).OnSnapshotSettled(state.Attempt, checkpoint, problem);
+        }
+        catch (Exception fault)
+        {
+            // The job asks again by its clock; a snapshot that is on disk already is written once more.
+            GrainLog.CallFailed(logger, "settle the snapshots", fault.Message);
+        }
+        finally
+        {
+            isRestoring = false;
+        }
+    }
+
     private async Task<JobInput?> StartRanks(JobState state, string? loadFolder)
     {
         var attempt = state.AttemptId;
         try
         {
+            if (state is { Spec.TakesSnapshots: true, Attempt: > 1 })
+                _ = snapshots.DiscardAsync(attempt.JobId, attempt.Attempt); // catches all faults itself
             await RendezvousOf(state).Open();
             await BeginCheckpoints(state);
             await ForEachStage(state, (stage, number) => stage.Start(LaunchOf(state, number, loadFolder)));
@@ -191,8 +225,9 @@ internal sealed class JobActions
         var (attempt, plan) = (state.AttemptId, PlanOf(state));
         string config = state.Spec?.ConfigJson ?? "";
         string endpoint = FormattableString.Invariant($"{plan.RendezvousEndpoint}/{attempt.Attempt}");
+        ImmutableArray<int> partners = state.Spec is { TakesSnapshots: true } ? SnapshotPlanner.Partners(plan) : [];
         return new StageLaunch(attempt, number, [.. plan.StageRanks(number).Select(rank => new RankStart(
-            rank.Device.GrainKey, new StartRank(attempt, config, rank.Rank, plan.WorldSize, rank.Device.LocalRank, endpoint, loadFolder), rank.Silo))]);
+            rank.Device.GrainKey, new StartRank(attempt, config, rank.Rank, plan.WorldSize, rank.Device.LocalRank, endpoint, loadFolder) { SnapshotPartners = partners }, rank.Silo))]);
     }
 
     private Task ForEachStage(JobState state, Func<IPipelineStageGrain, int, Task> call) =>

@@ -135,19 +135,22 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
 
     public Task OnSiloLeaving(string silo) => Apply(new JobInput.Relocation(state.Attempt, silo, $"silo {silo} is leaving: its ranks save and move"));
 
+    public Task OnSnapshotSettled(int attempt, CommittedCheckpoint? checkpoint, string? problem) =>
+        Apply(new JobInput.SnapshotSettled(attempt, checkpoint, problem));
+
     public async Task Tick()
     {
         long now = time.GetTimestamp();
         if (state.IsWaiting && time.GetElapsedTime(retriedAt, now) >= timings.Retry)
             await Retry();
-        else if (state.Phase is JobPhase.Recovering && time.GetElapsedTime(phaseSince, now) >= progress.Of(state.Attempt).ClearingLimit)
+        else if (state.Phase is JobPhase.Recovering && !state.IsCleared && time.GetElapsedTime(phaseSince, now) >= progress.Of(state.Attempt).ClearingLimit)
             await Apply(new JobInput.ClearingTimedOut(state.Attempt));
         // A job that may not start again gains nothing from a verdict on its pace.
         else if (state is { Phase: JobPhase.Running, Spec.MaxRestarts: > 0 } && progress.Judge(state.Attempt, time, now) is { } stall)
             await Apply(new JobInput.AttemptFaulted(state.Attempt, stall));
         else if (actions.NeedsAttach && !state.IsTerminal)
             await Apply(new JobInput.Reactivated());
-        // An abort is lost with the silo of a stage's grain that took it; it is said again until all ranks have ended.
+        // An abort is lost with the silo of a stage's grain that took it; it is said again until all ranks have ended. So is the search for snapshots.
         else if (state.Phase is JobPhase.Recovering && time.GetElapsedTime(retriedAt, now) >= timings.Retry)
         {
             retriedAt = now;

@@ -13,6 +13,9 @@ public static class JobLedger
     /// <summary>Name of the file in the run folder.</summary>
     public const string FileName = "ledger.jsonl";
 
+    // Many lines, and little to read.
+    private const int TailBytes = 64 << 10;
+
     /// <summary>The line of a step.</summary>
     /// <param name="time">When the job heard of it.</param>
     public static string Line(int attempt, StageStepReport step, JobLayout grid, int worldSize, DateTimeOffset time) => JsonSerializer.Serialize(new
@@ -37,5 +40,18 @@ public static class JobLedger
     {
         if (Directory.Exists(folder))
             await File.AppendAllLinesAsync(Path.Combine(folder, FileName), lines);
+    }
+
+    /// <summary>Step of the last whole line; 0 when there is none on this machine.</summary>
+    public static async Task<long> ReadLastStepAsync(string folder)
+    {
+        string path = Path.Combine(folder, FileName);
+        if (!File.Exists(path))
+            return 0;
+        await using var file = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite);
+        file.Seek(-Math.Min(file.Length, TailBytes), SeekOrigin.End);
+        using var reader = new StreamReader(file);
+        string? line = (await reader.ReadToEndAsync()).Split('\n').LastOrDefault(line => line.StartsWith('{') && line.EndsWith('}'));
+        return line is null ? 0 : JsonSerializer.Deserialize<JsonElement>(line).GetProperty("step").GetInt64();
     }
 }

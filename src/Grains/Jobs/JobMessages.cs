@@ -35,6 +35,11 @@ public abstract record JobInput
     /// <summary>The silos of some ranks have left the cluster.</summary>
     public sealed record SilosLost(int Attempt, IReadOnlyCollection<string> Active) : JobInput;
 
+    /// <summary>Answer to <see cref="JobAction.RestoreSnapshot"/>.</summary>
+    /// <param name="Checkpoint">A snapshot that is on disk now; null when there is none.</param>
+    /// <param name="Problem">Why those that are left cannot be used; null when there are none.</param>
+    public sealed record SnapshotSettled(int Attempt, CommittedCheckpoint? Checkpoint, string? Problem) : JobInput;
+
     /// <summary>Ranks of a cleared attempt have not ended in time.</summary>
     public sealed record ClearingTimedOut(int Attempt) : JobInput;
 
@@ -63,6 +68,9 @@ public abstract record JobAction
 {
     /// <summary>Ask the planner; answer with <see cref="JobInput.LaunchPlanned"/> or <see cref="JobInput.LaunchRefused"/>.</summary>
     public sealed record PlanLaunch : JobAction;
+
+    /// <summary>Find the newest snapshot that the ranks of the attempt left and write it, beside the job's turns; answered by <see cref="JobInput.SnapshotSettled"/>.</summary>
+    public sealed record RestoreSnapshot : JobAction;
 
     /// <summary>Take up the ranks of the attempt again: grains that stand between them and the job may have moved and know nothing.</summary>
     public sealed record AttachRanks : JobAction;

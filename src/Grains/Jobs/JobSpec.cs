@@ -40,6 +40,9 @@ public sealed record JobSpec
     /// <summary>Sizes of the grid; null: <see cref="PipelineSize"/> stages and nothing else.</summary>
     [Id(8)] public JobLayout? Layout { get; init; }
 
+    /// <summary>True when the ranks keep snapshots in memory, so that they are looked for after a fault.</summary>
+    [Id(9)] public bool TakesSnapshots { get; init; }
+
     /// <summary><see cref="Layout"/>, or the layout of a job that has stages only.</summary>
     public JobLayout Grid => Layout ?? new JobLayout { PipelineSize = PipelineSize };
 }

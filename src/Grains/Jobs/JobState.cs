@@ -59,7 +59,11 @@ public sealed record JobOutcome([property: Id(0)] int ExitCode, [property: Id(1)
 
 /// <summary>The newest checkpoint that has its final name.</summary>
 [GenerateSerializer, Immutable]
-public sealed record CommittedCheckpoint([property: Id(0)] long Iteration, [property: Id(1)] string Folder);
+public sealed record CommittedCheckpoint([property: Id(0)] long Iteration, [property: Id(1)] string Folder)
+{
+    /// <summary>Set when the ranks did not save it themselves: which snapshot it was, and who held that.</summary>
+    [Id(2)] public string? Source { get; init; }
+}
 
 /// <summary>
 /// The durable state of a job. Changed only by <see cref="JobTransitions.Next"/>; written to storage whenever something other than
@@ -127,8 +131,17 @@ public sealed record JobState
     /// <summary>Sequence number that the next activation's events begin after.</summary>
     [Id(20)] public long EventBase { get; init; }
 
-    /// <summary>True when every rank of the attempt has ended and devices for the next one are being looked for.</summary>
-    public bool IsWaiting => Phase is JobPhase.Queued || (Phase is JobPhase.Recovering && EndedRanks.Count == (Plan?.WorldSize ?? 0));
+    /// <summary>The newest attempt after whose end it was found out what is left of its snapshots.</summary>
+    [Id(21)] public int SettledAttempt { get; init; }
+
+    /// <summary>True when an operating fault ended the attempt and every rank of it has ended.</summary>
+    public bool IsCleared => Phase is JobPhase.Recovering && EndedRanks.Count == (Plan?.WorldSize ?? 0);
+
+    /// <summary>True while the snapshots of a cleared attempt are being looked for and written.</summary>
+    public bool AwaitsSnapshot => IsCleared && Spec is { TakesSnapshots: true } && SettledAttempt < Attempt;
+
+    /// <summary>True when devices for the next attempt are being looked for.</summary>
+    public bool IsWaiting => Phase is JobPhase.Queued || (IsCleared && !AwaitsSnapshot);
 
     /// <summary>True when the job has ended, whichever way.</summary>
     public bool IsTerminal => Phase is JobPhase.Completed or JobPhase.Failed or JobPhase.Cancelled;

@@ -40,6 +40,7 @@ public static class JobTransitions
             JobInput.AttemptFaulted faulted => faulted.Attempt,
             JobInput.SilosLost lost => lost.Attempt,
             JobInput.ClearingTimedOut late => late.Attempt,
+            JobInput.SnapshotSettled settled => settled.Attempt,
             JobInput.Relocation relocation => relocation.Attempt,
             JobInput.RankStarted started => started.Attempt,
             JobInput.StepDone step => step.Attempt,
@@ -58,6 +59,7 @@ public static class JobTransitions
             JobInput.AttemptFaulted faulted => AttemptFault(state, faulted.Reason, now),
             JobInput.SilosLost lost => LoseSilos(state, lost.Active, now),
             JobInput.ClearingTimedOut => GiveUpClearing(state),
+            JobInput.SnapshotSettled settled => SettleSnapshot(state, settled),
             JobInput.Relocation relocation => Relocate(state, relocation),
             JobInput.RankStarted started => Started(state, started, now),
             JobInput.StepDone step => Step(state, step.Iteration),
@@ -120,7 +122,7 @@ public static class JobTransitions
             LastIteration = state.Checkpoint?.Iteration ?? 0,
         };
         string from = state.Attempt == 0 ? ""
-            : state.Checkpoint is { } checkpoint ? Text($"; goes on from step {checkpoint.Iteration} ({checkpoint.Folder})")
+            : state.Checkpoint is { } checkpoint ? Text($"; goes on from {checkpoint.Source ?? Text($"step {checkpoint.Iteration}")} ({checkpoint.Folder})")
             : "; begins again, no checkpoint was committed";
         return Accept(starting with { Reason = planned.Reason + from }, planned.Reason + from, new JobAction.StartRanks(state.Checkpoint?.Folder));
     }
@@ -138,6 +140,7 @@ public static class JobTransitions
         JobPhase.Queued => Accept(state, state.Reason, new JobAction.PlanLaunch()),
         JobPhase.Starting => Accept(state, state.Reason, new JobAction.StartRanks(state.Checkpoint?.Folder)),
         JobPhase.Running => Accept(state, state.Reason, new JobAction.AttachRanks()),
+        JobPhase.Recovering when state.AwaitsSnapshot => Accept(state, state.Reason, new JobAction.RestoreSnapshot()),
         JobPhase.Recovering => Accept(state, state.Reason, new JobAction.AttachRanks(), new JobAction.AbortRanks("the attempt is being cleared")),
         _ => Stale(state, "there is nothing to take up"),
     };
@@ -186,17 +189,19 @@ public static class JobTransitions
         if (next.EndedRanks.Count < WorldSize(state))
             return Accept(next, Text($"rank {finished.Rank} has ended"));
         if (state.Phase is JobPhase.Recovering)
-            return Accept(next, "the old attempt is cleared", new JobAction.PlanLaunch());
+            return Accept(next, "the old attempt is cleared", AfterClearing(next));
         if (next.ReachedEnd)
             return End(next, JobPhase.Completed, 0, Text($"training is done after step {next.LastIteration}"), now);
         return state.Stop switch
         {
             StopIntent.None => Fail(next, ExitFailed, Text($"Rank {finished.Rank} ended after step {finished.LastIteration} without being asked to."), now),
             StopIntent.Save => EndSaved(next, now),
-            StopIntent.Relocate => Accept(next with { Phase = JobPhase.Recovering, Reason = "the ranks have saved and ended" }, "the ranks have saved and ended", new JobAction.PlanLaunch()),
+            StopIntent.Relocate => Moved(next with { Phase = JobPhase.Recovering, Reason = "the ranks have saved and ended" }),
             _ => End(next, JobPhase.Cancelled, 0, Text($"stopped after step {next.LastIteration} without saving"), now),
         };
     }
+
+    private static JobDecision Moved(JobState state) => Accept(state, state.Reason, AfterClearing(state));
 
     private static JobDecision EndSaved(JobState state, DateTimeOffset now)
     {
@@ -245,7 +250,7 @@ public static class JobTransitions
 
     private static JobDecision GiveUpClearing(JobState state)
     {
-        if (state.Phase is not JobPhase.Recovering || state.IsWaiting)
+        if (state.Phase is not JobPhase.Recovering || state.IsCleared)
             return Stale(state, "no rank is being waited for");
         var stuck = (state.Plan?.Ranks ?? []).Where(rank => !state.EndedRanks.Contains(rank.Rank)).ToList();
         var next = state with
@@ -254,8 +259,24 @@ public static class JobTransitions
             Excluded = state.Excluded.AddRange(stuck.Select(rank => new ClusterDevice(rank.Device, rank.Silo))),
         };
         string reason = Text($"ranks {string.Join(", ", stuck.Select(rank => rank.Rank))} did not end in time; their devices ({string.Join(", ", stuck.Select(rank => rank.Device.GrainKey))}) are left out until their silo has restarted");
-        return Accept(next with { Reason = reason }, reason, new JobAction.RestartSilos([.. stuck.Select(rank => rank.Silo).Distinct(StringComparer.Ordinal)], reason), new JobAction.PlanLaunch());
+        return Accept(next with { Reason = reason }, reason, new JobAction.RestartSilos([.. stuck.Select(rank => rank.Silo).Distinct(StringComparer.Ordinal)], reason), AfterClearing(next));
     }
+
+    // A snapshot that was written is a checkpoint like any other; one that cannot be used is told, because it costs steps.
+    private static JobDecision SettleSnapshot(JobState state, JobInput.SnapshotSettled settled)
+    {
+        if (!state.AwaitsSnapshot)
+            return Stale(state, "no snapshot was looked for");
+        var next = state with { SettledAttempt = state.Attempt };
+        if (settled.Checkpoint is { } restored)
+            next = next with { Checkpoint = restored, NumFutileRestarts = 0, Reason = $"{restored.Source} is on disk" };
+        else if (settled.Problem is { } problem)
+            next = next with { Reason = problem };
+        return Accept(next, next.Reason, new JobAction.PlanLaunch());
+    }
+
+    // Once no rank of the old attempt can change them any more.
+    private static JobAction AfterClearing(JobState state) => state.AwaitsSnapshot ? new JobAction.RestoreSnapshot() : new JobAction.PlanLaunch();
 
     private static JobDecision Relocate(JobState state, JobInput.Relocation relocation)
     {
@@ -277,7 +298,7 @@ public static class JobTransitions
         if (state.Phase is JobPhase.Recovering)
         {
             return cleared
-                ? Accept(state, "the old attempt is cleared", new JobAction.PlanLaunch())
+                ? Accept(state, "the old attempt is cleared", AfterClearing(state))
                 : Accept(state, reason);
         }
         if (state.Stop is StopIntent.Abort)
@@ -291,7 +312,7 @@ public static class JobTransitions
         if (state.Stop is not (StopIntent.None or StopIntent.Relocate) || !mayRestart)
             return Fail(state, ExitFailed, reason, now, AbortOthers(state, reason));
         var recovering = state with { Phase = JobPhase.Recovering, Reason = reason, NumFutileRestarts = state.NumFutileRestarts + (state.HasLostSilo ? 0 : 1) };
-        ImmutableArray<JobAction> actions = cleared ? [new JobAction.PlanLaunch()] : AbortOthers(state, reason);
+        ImmutableArray<JobAction> actions = cleared ? [AfterClearing(recovering)] : AbortOthers(state, reason);
         return new JobDecision(JobVerdict.Accepted, recovering, actions, reason);
     }
 

@@ -29,13 +29,14 @@ internal struct StartRankSurrogate
     [Id(4)] public int LocalRank;
     [Id(5)] public string RendezvousEndpoint;
     [Id(6)] public string? LoadFolder;
+    [Id(7)] public int[]? SnapshotPartners;
 }
 
 [RegisterConverter]
 internal sealed class StartRankConverter : IConverter<StartRank, StartRankSurrogate>
 {
     public StartRank ConvertFromSurrogate(in StartRankSurrogate s) =>
-        new(s.Attempt, s.ConfigJson, s.Rank, s.WorldSize, s.LocalRank, s.RendezvousEndpoint, s.LoadFolder);
+        new(s.Attempt, s.ConfigJson, s.Rank, s.WorldSize, s.LocalRank, s.RendezvousEndpoint, s.LoadFolder) { SnapshotPartners = s.SnapshotPartners ?? [] };
 
     public StartRankSurrogate ConvertToSurrogate(in StartRank v) => new()
     {
@@ -46,6 +47,7 @@ internal sealed class StartRankConverter : IConverter<StartRank, StartRankSurrog
         LocalRank = v.LocalRank,
         RendezvousEndpoint = v.RendezvousEndpoint,
         LoadFolder = v.LoadFolder,
+        SnapshotPartners = [.. v.SnapshotPartners],
     };
 }
 

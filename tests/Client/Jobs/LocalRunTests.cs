@@ -105,6 +105,6 @@ public sealed class LocalRunTests : IDisposable
         using var own = new StopSignals();
         using var console = new JobConsole(output, error, new RunLogOptions { Folder = folder, Throughput = true, TensorBoard = null }, columns: null, TimeZoneInfo.Utc);
         var spec = new JobSpec { JobId = "job", Name = "job", ConfigJson = "{}", WorldSize = worldSize, OutputFolder = folder };
-        return await LocalRun.RunAsync(spec, SiloOptions.ForLocalJob(worldSize, null), createWorker, console, signals ?? own);
+        return await LocalRun.RunAsync(spec, SiloOptions.ForLocalJob(worldSize, null), _ => createWorker, console, signals ?? own);
     }
 }

@@ -22,6 +22,26 @@ public sealed class RecoveryTransitionsTests
     }
 
     [Fact]
+    public void Cleared_WithSnapshots_SettlesThemBeforeAnythingIsPlanned()
+    {
+        var running = Running() is var state && state.Spec is { } spec ? state with { Spec = spec with { TakesSnapshots = true } } : state;
+        var cleared = Next(Next(running, new JobInput.SilosLost(1, ["s0"])).State, new JobInput.RankFaulted(1, 0, "aborted", false));
+        Assert.IsType<JobAction.RestoreSnapshot>(Assert.Single(cleared.Actions));
+        Assert.False(cleared.State.IsWaiting);
+        Assert.Equal(JobVerdict.Stale, Next(cleared.State, new JobInput.LaunchRetried()).Verdict);
+        Assert.Equal(JobVerdict.Stale, Next(cleared.State, new JobInput.ClearingTimedOut(1)).Verdict);
+        Assert.IsType<JobAction.RestoreSnapshot>(Assert.Single(Next(cleared.State, new JobInput.Reactivated()).Actions));
+
+        var restored = new CommittedCheckpoint(7, "/run/iter_0000007") { Source = "the snapshot of step 7 held by n0" };
+        var settled = Next(cleared.State, new JobInput.SnapshotSettled(1, restored, null));
+        Assert.IsType<JobAction.PlanLaunch>(Assert.Single(settled.Actions));
+        Assert.Equal(JobVerdict.Stale, Next(settled.State, new JobInput.SnapshotSettled(1, null, null)).Verdict);
+        var started = Next(settled.State, new JobInput.LaunchPlanned(Plan(), "fits"));
+        Assert.Equal(new JobAction.StartRanks("/run/iter_0000007"), Assert.Single(started.Actions));
+        Assert.Equal((7, "fits; goes on from the snapshot of step 7 held by n0 (/run/iter_0000007)"), (started.State.LastIteration, started.Reason));
+    }
+
+    [Fact]
     public void SilosLost_NobodyOfTheJob_IsNoNews()
     {
         var same = Next(Running(), new JobInput.SilosLost(1, ["s0", "s1", "s9"]));

@@ -1,6 +1,7 @@
 using System.Collections;
 using Megatron.Compute.Checkpointing;
 using Megatron.Compute.Training;
+using Megatron.Compute.Training.Snapshots;
 using Microsoft.Extensions.DependencyInjection;
 using Orleans.Serialization;
 
@@ -15,7 +16,7 @@ public sealed class SurrogateTests
 
     private static readonly object[] samples =
     [
-        new StartRank(attempt, "{\"lr\":1}", 1, 2, 3, "local:x", "/iter"), new StopRank(attempt, true, "signal"), new AbortRank(attempt, "peer"),
+        new StartRank(attempt, "{\"lr\":1}", 1, 2, 3, "local:x", "/iter") { SnapshotPartners = [1, 0] }, new StopRank(attempt, true, "signal"), new AbortRank(attempt, "peer"),
         new CommitCheckpoint(attempt, "s", 7, [receipt]), new RankStarted(attempt, 1, 2, 3, 4),
         new TrainingPlanned(attempt, 1, 100, 5, 16), new EvaluationReport(attempt, 1, 10, 2.5, 3.5, true),
         new StepReport(attempt, 1, 2, 3.5, 4.5, 5, 6.5, 7.5, 8.5, true, 9, TimeSpan.FromTicks(10)) { FloatingPointOperations = 11.5, LoadBalancingLoss = 12.5, ZLoss = 13.5 },
@@ -44,6 +45,17 @@ public sealed class SurrogateTests
             Assert.Equivalent(sample, back, strict: true);
             Assert.Equal(Text(sample), Text(back));
         }
+    }
+
+    [Fact]
+    public void SnapshotRecords_AfterARoundTrip_AreTheSame()
+    {
+        using var services = new ServiceCollection().AddSerializer(builder => builder.AddAssembly(typeof(GrainServices).Assembly)).BuildServiceProvider();
+        var serializer = services.GetRequiredService<Serializer>();
+        var holding = new SnapshotHolding(2, 37, 4, [0, 3]);
+        Assert.Equal(Text(holding), Text(serializer.Deserialize<SnapshotHolding>(serializer.SerializeToArray(holding))));
+        var order = new SnapshotOrder(attempt, 2, 37, [0, 3]);
+        Assert.Equal(Text(order), Text(serializer.Deserialize<SnapshotOrder>(serializer.SerializeToArray(order))));
     }
 
     private static string Text(object? value) => value switch

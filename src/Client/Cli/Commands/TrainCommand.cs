@@ -43,7 +43,11 @@ public sealed class TrainCommand(CommandConsole console) : IVerbCommand
         using var stop = cancellationToken.Register(signals.Raise);
         var exitCode = await LocalRun.RunAsync(
             JobSpecs.Of(run, worldSize, isElastic: false), SiloOptions.ForLocalJob(worldSize, Path.Combine(run.Folder, "logs")),
-            localRank => new RankWorker(localRank, start => new TrainingRun(start, environment)), view.Console, signals);
+            services =>
+            {
+                var here = environment with { Snapshots = services.Snapshots };
+                return localRank => new RankWorker(localRank, start => new TrainingRun(start, here));
+            }, view.Console, signals);
         if (exitCode == ExitCode.Ok) view.SayWhereTheResultsAre(run.Folder);
         if (exitCode == ExitCode.BadInput) RunFolder.RemoveUnused(run.Folder, run.FirstMadeFolder);
         return exitCode;
