@@ -11,7 +11,8 @@ namespace Megatron.Grains.Ranks;
 
 /// <summary>
 /// Forwards commands to the worker of its device and reports to the stage and checkpoint grains. The worker calls back on its own thread; what
-/// it says is only queued there and sent from the grain's scheduler. The worker's thread and the grain's turns meet in the session, hence its lock.
+/// it says is only queued there and sent from the grain's scheduler. The session of an attempt is the silo's, for the grain may be activated anew at
+/// any time: when a silo is lost, so is what it knew of where other silos' grains are.
 /// </summary>
 [DeviceOwnerPlacement, KeepAlive, Immovable]
 internal sealed class RankGrain : Grain, IRankGrain
@@ -21,7 +22,8 @@ internal sealed class RankGrain : Grain, IRankGrain
     private readonly ISiloProcess process;
     private readonly ControlClock clock;
     private readonly ILogger<RankGrain> logger;
-    private Session? session;
+    private readonly CancellationTokenSource ending = new();
+    private RankSession? session;
 
     public RankGrain(RankWorkerRegistry workers, ClusterDevices cluster, ISiloProcess process, ControlClock clock, ILogger<RankGrain> logger)
     {
@@ -35,6 +37,14 @@ internal sealed class RankGrain : Grain, IRankGrain
     private string Device => this.GetPrimaryKeyString();
 
     private int LocalRank => int.Parse(Device.AsSpan(Device.LastIndexOf('/') + 1), CultureInfo.InvariantCulture);
+
+    public override Task OnActivateAsync(CancellationToken cancellationToken)
+    {
+        session = workers.SessionOf(LocalRank);
+        if (session is { } current)
+            Send(current);
+        return Task.CompletedTask;
+    }
 
     public Task Start(StartRank command, string silo, string stageGrainKey)
     {
@@ -58,9 +68,10 @@ internal sealed class RankGrain : Grain, IRankGrain
             old.Dispose();
         }
         GrainLog.RankCommanded(logger, command.Attempt.JobId, command.Attempt.Attempt, command.Rank, Device, nameof(StartRank));
-        var next = new Session(command, () => workers.MarkIdle(LocalRank, command.Attempt), logger);
+        var next = new RankSession(command, stageGrainKey, () => workers.MarkIdle(LocalRank, command.Attempt), logger);
         session = next;
-        next.Run(new GrainOutbox<SequencedReport>(reports => Deliver(next, stageGrainKey, reports), clock.Time, logger));
+        workers.SetSession(LocalRank, next);
+        Send(next);
         try
         {
             workers.MarkBusy(LocalRank, command.Attempt);
@@ -105,16 +116,18 @@ internal sealed class RankGrain : Grain, IRankGrain
 
     public override Task OnDeactivateAsync(DeactivationReason reason, CancellationToken cancellationToken)
     {
-        session?.Dispose();
+        ending.Cancel();
         return Task.CompletedTask;
     }
 
+    private void Send(RankSession current) => current.Run(new GrainOutbox<SequencedReport>(reports => Deliver(current, reports), clock.Time, logger), ending.Token);
+
     // Receipts go to the checkpoint grain, all else to the stage; the order among the reports of a rank is kept. The checkpoint grain hears of a
     // commit before the stage does, so that it is never behind the job.
-    private async Task Deliver(Session from, string stageGrainKey, IReadOnlyList<SequencedReport> reports)
+    private async Task Deliver(RankSession from, IReadOnlyList<SequencedReport> reports)
     {
         var attempt = from.Start.Attempt;
-        var stage = GrainFactory.GetGrain<IPipelineStageGrain>(stageGrainKey);
+        var stage = GrainFactory.GetGrain<IPipelineStageGrain>(from.StageGrainKey);
         var checkpoints = GrainFactory.GetGrain<ICheckpointGrain>(attempt.JobId);
         List<SequencedReport> forStage = [];
         foreach (var item in reports)
@@ -130,84 +143,6 @@ internal sealed class RankGrain : Grain, IRankGrain
         }
         if (forStage.Count > 0)
             await stage.OnReports(attempt, from.Start.Rank, forStage);
-    }
-
-    /// <summary>One attempt on this device.</summary>
-    private sealed class Session : IDisposable
-    {
-        private readonly CancellationTokenSource ended = new();
-        private readonly Action atEnd;
-        private readonly ILogger logger;
-        private GrainOutbox<SequencedReport>? outbox;
-        private readonly Lock gate = new();
-        private readonly List<RankReport> life = [];
-        private long lastSequence;
-        private volatile bool hasEnded;
-
-        public Session(StartRank start, Action atEnd, ILogger logger)
-        {
-            Start = start;
-            this.atEnd = atEnd;
-            this.logger = logger;
-        }
-
-        public StartRank Start { get; }
-
-        /// <summary>Null when the device could not be opened; the fault is reported then.</summary>
-        public IRankWorker? Worker { get; set; }
-
-        /// <summary>True when the worker has sent its last report; written on its thread.</summary>
-        public bool HasEnded => hasEnded;
-
-        public void Run(GrainOutbox<SequencedReport> target)
-        {
-            outbox = target;
-            // Runs beside the turns until the session ends; it catches all faults itself.
-            _ = target.RunAsync(ended.Token);
-        }
-
-        /// <summary>On the worker's thread: number and queue, nothing more.</summary>
-        public void OnReport(RankReport report)
-        {
-            if (report.Attempt != Start.Attempt)
-                return;
-            if (report is RankFaulted fault)
-                GrainLog.RankFaulted(logger, fault.Attempt.JobId, fault.Attempt.Attempt, fault.Rank, fault.Message, fault.Detail);
-            hasEnded |= report is RankFaulted or RankFinished;
-            lock (gate)
-            {
-                Remember(report);
-                Send(report);
-            }
-            if (hasEnded)
-                atEnd();
-        }
-
-        /// <summary>Says again what matters beyond the moment, as new messages: receivers may have lost them, or know them already.</summary>
-        public void Repeat()
-        {
-            lock (gate)
-            {
-                foreach (var report in life)
-                    Send(report);
-            }
-        }
-
-        // Of each kind the newest counts.
-        private void Remember(RankReport report)
-        {
-            if (report is StepReport or EvaluationReport or RankNotice or RankBusy)
-                return;
-            life.RemoveAll(known => known.GetType() == report.GetType());
-            life.Add(report);
-        }
-
-        private void Send(RankReport report) => outbox?.Post(new SequencedReport(++lastSequence, report));
-
-        public void Dispose()
-        {
-            ended.Cancel();
-            ended.Dispose();
-        }
+        from.Forget(reports[^1].Sequence);
     }
 }

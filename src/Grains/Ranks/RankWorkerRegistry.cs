@@ -5,7 +5,8 @@ using Megatron.Grains.Cluster;
 namespace Megatron.Grains.Ranks;
 
 /// <summary>
-/// The rank workers of this silo, one per device, made when first asked for. A silo singleton: rank grains come and go, the threads behind them stay.
+/// The rank workers of this silo, one per device, made when first asked for, and the attempt on each. A silo singleton: rank grains come and go, the
+/// threads behind them stay.
 /// </summary>
 public sealed class RankWorkerRegistry : IAsyncDisposable
 {
@@ -13,6 +14,7 @@ public sealed class RankWorkerRegistry : IAsyncDisposable
     private readonly Func<int, IRankWorker> create;
     private readonly ConcurrentDictionary<int, Lazy<IRankWorker>> workers = new();
     private readonly ConcurrentDictionary<int, AttemptId> busy = new();
+    private readonly ConcurrentDictionary<int, RankSession> sessions = new();
 
     public RankWorkerRegistry(NodeIdentity node, Func<int, IRankWorker> create)
     {
@@ -35,6 +37,12 @@ public sealed class RankWorkerRegistry : IAsyncDisposable
         foreach (var (index, attempt) in busy)
             Get(index).Post(new AbortRank(attempt, reason));
     }
+
+    /// <summary>The newest attempt on a device; null before the first.</summary>
+    internal RankSession? SessionOf(int localRank) => sessions.GetValueOrDefault(localRank);
+
+    /// <summary>Called by the rank grains: an attempt begins.</summary>
+    internal void SetSession(int localRank, RankSession session) => sessions[localRank] = session;
 
     /// <summary>Called by the rank grains: a rank begins.</summary>
     internal void MarkBusy(int localRank, AttemptId attempt) => busy[localRank] = attempt;

@@ -1,7 +1,9 @@
 using Megatron.Compute.Training;
 using Megatron.Grains.Cluster;
 using Megatron.Grains.Jobs;
+using Megatron.Grains.Ranks;
 using Megatron.Testing;
+using Orleans.Core.Internal;
 
 namespace Megatron.Grains.Tests.Jobs;
 
@@ -70,6 +72,30 @@ public sealed class RecoveryTests
             cluster.Worker(0, 0).Report(new RankFinished(start.Attempt, 0, 1, true));
             Assert.Equal(1, (await cluster.WaitForStatusAsync(id, status => status.Phase is JobPhase.Completed)).Attempt);
         }
+    }
+
+    // When a silo is lost, so is what it knew of where the grains of other silos are: they are activated anew.
+    [Fact]
+    public async Task RankGrain_ActivatedAnewInTheMiddleOfAnAttempt_ForwardsReportsAndCommands()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a"));
+        var start = await cluster.Worker(0, 0).NextAsync<StartRank>();
+        Run(cluster, start, 1, 1);
+        await cluster.WaitForAsync<JobStepDone>("a", _ => true);
+        await DeactivateAsync();
+        cluster.Worker(0, 0).Report(FakeRankWorker.Step(start, 2));
+        await cluster.Grains.GetGrain<IRankGrain>("node0/0").Repeat(start.Attempt);
+        cluster.Worker(0, 0).Report(FakeRankWorker.Step(start, 3));
+        await cluster.WaitForAsync<JobStepDone>("a", done => done.Step.Iteration == 3);
+        await DeactivateAsync();
+        await cluster.Job("a").Cancel(save: false);
+        await cluster.Worker(0, 0).NextAsync<StopRank>();
+        cluster.Worker(0, 0).Report(new RankFinished(start.Attempt, 0, 3, false));
+        var ended = await cluster.WatchToEndAsync("a");
+        Assert.Equal([1L, 2, 3], ended.OfType<JobStepDone>().Select(done => done.Step.Iteration));
+
+        async Task DeactivateAsync() => await cluster.Grains.GetGrain<IRankGrain>("node0/0").AsReference<IGrainManagementExtension>().DeactivateOnIdle();
     }
 
     [Fact]
