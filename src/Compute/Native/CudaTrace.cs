@@ -5,6 +5,7 @@ using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Text;
 using Megatron.Compute.Configuration;
+using static TorchSharp.torch;
 
 namespace Megatron.Compute.Native;
 
@@ -41,6 +42,8 @@ public static unsafe class CudaTrace
             var disable = (delegate* unmanaged<int, int>)Export(library, "cuptiActivityDisable");
             var flush = (delegate* unmanaged<uint, int>)Export(library, "cuptiActivityFlushAll");
             getNextRecord = (delegate* unmanaged<byte*, nuint, byte**, int>)Export(library, "cuptiActivityGetNextRecord");
+            var getTimestamp = (delegate* unmanaged<ulong*, int>)Export(library, "cuptiGetTimestamp");
+            var begin = 0UL;
             collected.Clear();
             delegate* unmanaged[Cdecl]<byte**, nuint*, nuint*, void> requested = &BufferRequested;
             delegate* unmanaged[Cdecl]<nint, uint, byte*, nuint, nuint, void> completed = &BufferCompleted;
@@ -49,6 +52,10 @@ public static unsafe class CudaTrace
             foreach (var kind in kinds) Check(enable(kind), "cuptiActivityEnable");
             try
             {
+                // CUPTI makes its buffers at the first record: milliseconds in which the GPU would seem to wait for the work.
+                zeros(1, device: CUDA).Dispose();
+                StableAbi.Check(LibTorch.CudaAbi.DeviceSynchronize(), "cudaDeviceSynchronize");
+                Check(getTimestamp(&begin), "cuptiGetTimestamp");
                 work();
                 StableAbi.Check(LibTorch.CudaAbi.DeviceSynchronize(), "cudaDeviceSynchronize");
             }
@@ -57,7 +64,8 @@ public static unsafe class CudaTrace
                 foreach (var kind in kinds) disable(kind);
                 flush(1);
             }
-            return [.. collected.OrderBy(activity => activity.StartNs)];
+            var first = begin;
+            return [.. collected.Where(activity => (ulong)activity.StartNs >= first).OrderBy(activity => activity.StartNs)];
         }
     }
 
