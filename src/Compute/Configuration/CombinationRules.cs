@@ -80,6 +80,8 @@ internal static class CombinationRules
         if (isFp16 && config.ExpertModelParallelSize > 1)
             Add(errors,
                 Text($"--expert_model_parallel_size = {config.ExpertModelParallelSize} does not go with fp16; use --torch_dtype bfloat16 or 1."));
+        if (config.TpCommOverlap && config.Fp8Format is { } format)
+            Add(errors, $"--fp8_format = {format} does not go with --tp_comm_overlap = true, which cuts the matrices that are scaled as a whole; leave one out.");
         if (isFp16 && config.Fp8Format is { } fp8) Add(errors, $"--fp8_format = {fp8} does not go with fp16; use --torch_dtype bfloat16.");
     }
 

@@ -29,6 +29,6 @@ public sealed partial record TrainingConfig
     [Option("hysteresis", "Overflows in sequence before the fp16 loss scale halves.", MixedPrecision)]
     public int Hysteresis { get; init; } = 2;
 
-    [Option("fp8_format", "Train products in float8 of this kind.", MixedPrecision, Choices = "e4m3|hybrid")]
+    [Option("fp8_format", "Form the products of linear layers in float8 of this kind; head, experts and master weights keep theirs.", MixedPrecision, Choices = "e4m3|hybrid")]
     public string? Fp8Format { get; init; }
 }

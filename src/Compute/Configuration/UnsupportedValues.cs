@@ -60,7 +60,6 @@ public static class UnsupportedValues
         // Mixed precision
         new("apply_query_key_layer_scaling", ["", "false"]),
         new("attention_softmax_in_fp32", ["true"]),
-        new("fp8_format", [""]),
 
         // Model
         new("position_embedding_type", ["rope"]),

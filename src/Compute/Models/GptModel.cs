@@ -56,7 +56,7 @@ public sealed class GptModel : IDisposable
         var context = new LayerContext
         {
             Config = config, Parallel = parallel, Region = region, Weights = new ParameterFactory(options.Dtype, options.Device), Rotary = rotary,
-            Attention = options.Attention, Recompute = options.Recompute, Seed = options.Seed, Moe = options.Moe, Routing = Routing,
+            Attention = options.Attention, Products = options.Products, Recompute = options.Recompute, Seed = options.Seed, Moe = options.Moe, Routing = Routing,
         };
         var shard = new VocabularyShard(config.VocabSize, parallel.TensorParallel);
         if (stage.HasEmbedding)
@@ -67,7 +67,7 @@ public sealed class GptModel : IDisposable
         {
             finalNorm = new RmsNormLayer(
                 context.CreateReplicatedVector(HfTensorNames.FinalNorm, config.HiddenSize, isPartial: region.IsActive), config.NormEpsilon);
-            head = new OutputHead(CreateHeadWeight(context, shard), shard, region, options.HeadChunkTokens);
+            head = new OutputHead(CreateHeadWeight(context, shard), shard, region, options.Products, options.HeadChunkTokens);
         }
         Parameters = CollectParameters();
         TiedWeight = config.TieWordEmbeddings ? embedding?.Weight ?? head?.Weight : null;

@@ -24,6 +24,9 @@ public sealed record ModelOptions
     /// <summary>Routing; read by architectures with experts only.</summary>
     public required MoeOptions Moe { get; init; }
 
+    /// <summary>How the products of linear layers and of the head are formed.</summary>
+    public ProductOptions Products { get; init; } = ProductOptions.Default;
+
     /// <summary>Chunks in which tensor-parallel communication runs beside products (<c>--tp_comm_overlap</c>); 1 for none.</summary>
     public int TensorOverlapChunks { get; init; } = 1;
 

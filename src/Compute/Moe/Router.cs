@@ -96,7 +96,7 @@ public sealed class Router
         using var scope = NewDisposeScope();
         var (gradLogits_TE, x_TH) = (saved.Take(GradLogits), saved.Take(Input));
         if (UsesWideProduct(x_TH)) WideProduct.BackwardWeight(weight_EH, gradLogits_TE, x_TH);
-        else WeightGradient.Accumulate(weight_EH, gradLogits_TE, x_TH.to_type(gradLogits_TE.dtype));
+        else WeightGradient.Accumulate(weight_EH, gradLogits_TE, x_TH.to_type(gradLogits_TE.dtype), ProductOptions.Unmeasured);
     }
 
     /// <summary>Frees the kept tokens after Forward.</summary>

@@ -53,7 +53,7 @@ public sealed class SharedExpert : IInputRestorable
     public void BackwardWeight(Saved saved)
     {
         using var scope = NewDisposeScope();
-        WeightGradient.Accumulate(gate_1H, saved.Take(GradLogit), saved.Take(Input));
+        WeightGradient.Accumulate(gate_1H, saved.Take(GradLogit), saved.Take(Input), ProductOptions.Unmeasured);
         mlp.BackwardWeight(saved.Child(Mlp));
     }
 

@@ -1,5 +1,5 @@
-// The CUDA part of libtorch's stable C ABI (torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h and torch/csrc/stable/c/shim.h) and the
-// one cuBLAS function that libtorch does not offer: a product of 16-bit matrices accumulated into an fp32 matrix.
+// The CUDA part of libtorch's stable C ABI (torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h and torch/csrc/stable/c/shim.h), the CUDA
+// runtime, cuBLAS and cuBLASLt: the copies that libtorch has mapped.
 
 using System.Runtime.InteropServices;
 using Megatron.Compute.Configuration;
@@ -20,11 +20,11 @@ internal sealed unsafe class CudaAbi
     /// <summary>int torch_get_current_cuda_blas_handle(out handle): the cuBLAS handle of this thread, set to the current stream.</summary>
     public readonly delegate* unmanaged<nint*, int> CurrentBlasHandle;
 
-    /// <summary>int aoti_torch_get_current_cuda_stream(device, out stream).</summary>
-    public readonly delegate* unmanaged<int, nint*, int> GetCurrentStream;
-
     /// <summary>cublasStatus_t cublasGemmEx(handle, opA, opB, m, n, k, alpha, A, typeA, lda, B, typeB, ldb, beta, C, typeC, ldc, compute, algorithm).</summary>
     public readonly delegate* unmanaged<nint, int, int, int, int, int, float*, nint, int, int, nint, int, int, float*, nint, int, int, int, int, int> GemmEx;
+
+    /// <summary>int aoti_torch_get_current_cuda_stream(device, out stream).</summary>
+    public readonly delegate* unmanaged<int, nint*, int> GetCurrentStream;
 
     /// <summary>cudaError_t cudaMemGetInfo(out free, out total) of the current device.</summary>
     public readonly delegate* unmanaged<nuint*, nuint*, int> MemGetInfo;
@@ -50,6 +50,21 @@ internal sealed unsafe class CudaAbi
     /// <summary>cudaError_t cudaEventQuery(event): 0 done, 600 not yet.</summary>
     public readonly delegate* unmanaged<nint, int> EventQuery;
 
+    /// <summary>cudaError_t cudaEventSynchronize(event).</summary>
+    public readonly delegate* unmanaged<nint, int> EventSynchronize;
+
+    /// <summary>cudaError_t cudaEventElapsedTime(out milliseconds, start, end).</summary>
+    public readonly delegate* unmanaged<float*, nint, nint, int> EventElapsedTime;
+
+    /// <summary>cudaError_t cudaStreamIsCapturing(stream, out status): 0 when the stream is not being captured.</summary>
+    public readonly delegate* unmanaged<nint, int*, int> StreamIsCapturing;
+
+    /// <summary>cudaError_t cudaMalloc(out address, bytes).</summary>
+    public readonly delegate* unmanaged<nint*, nuint, int> Malloc;
+
+    /// <summary>cudaError_t cudaGetLastError(): reads and clears, so that libtorch does not take an error of ours for its own.</summary>
+    public readonly delegate* unmanaged<int> GetLastError;
+
     /// <summary>cudaError_t cudaEventDestroy(event).</summary>
     public readonly delegate* unmanaged<nint, int> EventDestroy;
 
@@ -71,6 +86,9 @@ internal sealed unsafe class CudaAbi
     /// <summary>cudaError_t cudaDeviceSynchronize().</summary>
     public readonly delegate* unmanaged<int> DeviceSynchronize;
 
+    /// <summary>cuBLASLt.</summary>
+    public CublasLt Lt { get; }
+
     /// <param name="cuda">Handle of libtorch_cuda.so.</param>
     /// <exception cref="ConfigException">NATIVE011: names each function that is missing.</exception>
     public CudaAbi(nint cuda, string folder, Version version)
@@ -78,6 +96,7 @@ internal sealed unsafe class CudaAbi
         List<string> missing = [];
         var (blas, runtime) = (LoadMapped("libcublas.so", missing), LoadMapped("libcudart.so", missing));
         (Library, Runtime) = (cuda, runtime);
+        Lt = new CublasLt(LoadMapped("libcublasLt.so", missing), missing);
         CreateStreamGuard = (delegate* unmanaged<nint, int, nint*, int>)Export(cuda, "aoti_torch_create_cuda_stream_guard", missing);
         DeleteStreamGuard = (delegate* unmanaged<nint, int>)Export(cuda, "aoti_torch_delete_cuda_stream_guard", missing);
         CudnnAttentionForward = (delegate* unmanaged<nint, nint, nint, nint*, int, double, int, int, double*, nint*, nint*, nint*, nint*, long*, long*, nint*, nint*, nint*, int>)
@@ -85,8 +104,8 @@ internal sealed unsafe class CudaAbi
         CudnnAttentionBackward = (delegate* unmanaged<nint, nint, nint, nint, nint, nint, nint, nint, nint, nint, nint, long, long, double, int, double*, nint*, nint*, nint*, int>)
             Export(cuda, "aoti_torch_cuda__scaled_dot_product_cudnn_attention_backward", missing);
         CurrentBlasHandle = (delegate* unmanaged<nint*, int>)Export(cuda, "torch_get_current_cuda_blas_handle", missing);
-        GetCurrentStream = (delegate* unmanaged<int, nint*, int>)Export(cuda, "aoti_torch_get_current_cuda_stream", missing);
         GemmEx = (delegate* unmanaged<nint, int, int, int, int, int, float*, nint, int, int, nint, int, int, float*, nint, int, int, int, int, int>)Export(blas, "cublasGemmEx", missing);
+        GetCurrentStream = (delegate* unmanaged<int, nint*, int>)Export(cuda, "aoti_torch_get_current_cuda_stream", missing);
         MemGetInfo = (delegate* unmanaged<nuint*, nuint*, int>)Export(runtime, "cudaMemGetInfo", missing);
         SetDevice = (delegate* unmanaged<int, int>)Export(runtime, "cudaSetDevice", missing);
         StreamCreateWithFlags = (delegate* unmanaged<nint*, uint, int>)Export(runtime, "cudaStreamCreateWithFlags", missing);
@@ -95,6 +114,11 @@ internal sealed unsafe class CudaAbi
         EventCreateWithFlags = (delegate* unmanaged<nint*, uint, int>)Export(runtime, "cudaEventCreateWithFlags", missing);
         EventRecord = (delegate* unmanaged<nint, nint, int>)Export(runtime, "cudaEventRecord", missing);
         EventQuery = (delegate* unmanaged<nint, int>)Export(runtime, "cudaEventQuery", missing);
+        EventSynchronize = (delegate* unmanaged<nint, int>)Export(runtime, "cudaEventSynchronize", missing);
+        EventElapsedTime = (delegate* unmanaged<float*, nint, nint, int>)Export(runtime, "cudaEventElapsedTime", missing);
+        StreamIsCapturing = (delegate* unmanaged<nint, int*, int>)Export(runtime, "cudaStreamIsCapturing", missing);
+        Malloc = (delegate* unmanaged<nint*, nuint, int>)Export(runtime, "cudaMalloc", missing);
+        GetLastError = (delegate* unmanaged<int>)Export(runtime, "cudaGetLastError", missing);
         EventDestroy = (delegate* unmanaged<nint, int>)Export(runtime, "cudaEventDestroy", missing);
         GetErrorString = (delegate* unmanaged<int, byte*>)Export(runtime, "cudaGetErrorString", missing);
         DeviceSynchronize = (delegate* unmanaged<int>)Export(runtime, "cudaDeviceSynchronize", missing);
@@ -125,7 +149,7 @@ internal sealed unsafe class CudaAbi
         return 0;
     }
 
-    private static nint Export(nint library, string name, List<string> missing)
+    internal static nint Export(nint library, string name, List<string> missing)
     {
         if (library != 0 && NativeLibrary.TryGetExport(library, name, out var address)) return address;
         missing.Add(name);

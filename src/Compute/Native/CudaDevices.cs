@@ -33,6 +33,16 @@ public static unsafe class CudaDevices
         return new Device(DeviceType.CUDA, localRank);
     }
 
+    /// <summary>Does nothing on a CPU, where float8 is only rounding.</summary>
+    /// <exception cref="ConfigException">GPU005: the GPU is older than Ada and Hopper.</exception>
+    public static void RequireFloat8(Device device)
+    {
+        if (device.type != DeviceType.CUDA) return;
+        var architecture = CudaKernels.Architecture(device.index);
+        if (architecture >= 89) return;
+        throw new ConfigException("GPU005", $"fp8_format needs a GPU of compute capability 8.9 or later, and {CudaKernels.DeviceName(device.index)} has {architecture / 10}.{architecture % 10}; leave fp8_format out.");
+    }
+
     /// <summary>Waits for all work on the device; does nothing on a CPU.</summary>
     public static void Synchronize(Device device)
     {

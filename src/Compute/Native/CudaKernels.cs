@@ -20,6 +20,10 @@ public sealed unsafe class CudaKernels
     private readonly nint module;
     private readonly int device;
 
+    /// <summary>Where compiled kernels and other things that a process works out once for a machine are kept.</summary>
+    internal static string CacheFolder =>
+        Path.Combine(Environment.GetFolderPath(Environment.SpecialFolder.LocalApplicationData, Environment.SpecialFolderOption.Create), "megatron", "kernels");
+
     private CudaKernels(int device, string file, string define)
     {
         this.device = device;
@@ -82,7 +86,7 @@ public sealed unsafe class CudaKernels
     private static byte[] LoadOrCompile(string source, string file, string define, int architecture)
     {
         var key = Convert.ToHexStringLower(XxHash128.Hash(Encoding.UTF8.GetBytes($"{architecture}|{define}|{source}")));
-        var path = Path.Combine(Environment.GetFolderPath(Environment.SpecialFolder.LocalApplicationData, Environment.SpecialFolderOption.Create), "megatron", "kernels", key + ".cubin");
+        var path = Path.Combine(CacheFolder, key + ".cubin");
         if (File.Exists(path)) return File.ReadAllBytes(path);
         var binary = Nvrtc.Compile(source, file, architecture, [define]);
         try
@@ -108,7 +112,17 @@ public sealed unsafe class CudaKernels
         return reader.ReadToEnd();
     }
 
-    private static int Architecture(int device) => 10 * Attribute(device, 75) + Attribute(device, 76); // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+    /// <summary>What CUDA calls the device: "NVIDIA H200".</summary>
+    internal static string DeviceName(int device)
+    {
+        const int maxLength = 256;
+        var name = stackalloc byte[maxLength];
+        Check(Driver.DeviceGetName(name, maxLength, device), "cuDeviceGetName");
+        return Marshal.PtrToStringUTF8((nint)name) ?? "";
+    }
+
+    /// <summary>Compute capability times ten: 90 for Hopper.</summary>
+    internal static int Architecture(int device) => 10 * Attribute(device, 75) + Attribute(device, 76); // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
     private static int Attribute(int device, int attribute)
     {
@@ -132,6 +146,7 @@ public sealed unsafe class CudaKernels
         public static readonly delegate* unmanaged<nint, uint, uint, uint, uint, uint, uint, uint, nint, void**, void**, int> LaunchKernel =
             (delegate* unmanaged<nint, uint, uint, uint, uint, uint, uint, uint, nint, void**, void**, int>)Export("cuLaunchKernel");
         public static readonly delegate* unmanaged<nint, int, int, int> FuncSetAttribute = (delegate* unmanaged<nint, int, int, int>)Export("cuFuncSetAttribute");
+        public static readonly delegate* unmanaged<byte*, int, int, int> DeviceGetName = (delegate* unmanaged<byte*, int, int, int>)Export("cuDeviceGetName");
         public static readonly delegate* unmanaged<int*, int> CtxGetDevice = (delegate* unmanaged<int*, int>)Export("cuCtxGetDevice");
         public static readonly delegate* unmanaged<int*, int, int, int> DeviceGetAttribute = (delegate* unmanaged<int*, int, int, int>)Export("cuDeviceGetAttribute");
 

@@ -49,7 +49,7 @@ public static class GroupedProduct
             return;
         }
         ForEach(ends_E, (expert, start, count) =>
-            WeightGradient.Accumulate(parameter.MainGrad.select(0, expert), gradOutput_RN.narrow(0, start, count), input_RK.narrow(0, start, count)));
+            WeightGradient.Accumulate(parameter.MainGrad.select(0, expert), gradOutput_RN.narrow(0, start, count), input_RK.narrow(0, start, count), ProductOptions.Unmeasured));
     }
 
     private static bool IsFused(Tensor x) => x.device_type == DeviceType.CUDA && x.dtype == ScalarType.BFloat16;

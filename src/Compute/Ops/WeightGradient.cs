@@ -14,20 +14,20 @@ public static class WeightGradient
     /// </summary>
     /// <param name="gradOutput_TO">[T, O] in the model dtype.</param>
     /// <param name="input_TI">[T, I] in the model dtype.</param>
-    public static void Accumulate(Parameter parameter, Tensor gradOutput_TO, Tensor input_TI)
+    public static void Accumulate(Parameter parameter, Tensor gradOutput_TO, Tensor input_TI, ProductOptions options)
     {
         var (mainGrad, isEmpty) = parameter.Slot.TakeForWriting();
-        Accumulate(mainGrad, gradOutput_TO, input_TI, isEmpty);
+        Accumulate(mainGrad, gradOutput_TO, input_TI, options, isEmpty);
     }
 
     /// <summary>The same for a part of a main gradient, such as one expert's: a view [O, I].</summary>
     /// <param name="overwrite">What the view holds does not count: the product takes its place.</param>
-    public static void Accumulate(Tensor mainGrad, Tensor gradOutput_TO, Tensor input_TI, bool overwrite = false)
+    public static void Accumulate(Tensor mainGrad, Tensor gradOutput_TO, Tensor input_TI, ProductOptions options, bool overwrite = false)
     {
         using var scope = NewDisposeScope();
         var transposed = gradOutput_TO.t();
         if (mainGrad.dtype == gradOutput_TO.dtype) mainGrad.addmm_(transposed, input_TI, beta: overwrite ? 0 : 1, alpha: 1);
-        else if (mainGrad.device_type == DeviceType.CUDA) CudaBlas.AccumulateTransposed(mainGrad, gradOutput_TO, input_TI, overwrite);
+        else if (mainGrad.device_type == DeviceType.CUDA) CudaBlas.AccumulateTransposed(mainGrad, gradOutput_TO, input_TI, overwrite, measure: !options.IsDeterministic);
         else if (overwrite) mainGrad.copy_(transposed.mm(input_TI));
         else mainGrad.add_(transposed.mm(input_TI));
     }

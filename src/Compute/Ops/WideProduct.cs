@@ -47,7 +47,7 @@ public static class WideProduct
         using var scope = NewDisposeScope();
         var (mainGrad, isEmpty) = weight_OI.Slot.TakeForWriting();
         var outputs = split_T2O.shape[1] / 2;
-        WeightGradient.Accumulate(mainGrad, split_T2O.narrow(1, 0, outputs), x_TI, overwrite: isEmpty);
-        WeightGradient.Accumulate(mainGrad, split_T2O.narrow(1, outputs, outputs), x_TI);
+        WeightGradient.Accumulate(mainGrad, split_T2O.narrow(1, 0, outputs), x_TI, ProductOptions.Unmeasured, overwrite: isEmpty);
+        WeightGradient.Accumulate(mainGrad, split_T2O.narrow(1, outputs, outputs), x_TI, ProductOptions.Unmeasured);
     }
 }

@@ -10,20 +10,22 @@ namespace Megatron.Compute.TensorParallel;
 /// <remarks>Shape letters: T tokens, t tokens outside the region, I input features, o = O / tp output features of this rank.</remarks>
 public sealed class ColumnParallelLinear : IInputRestorable
 {
-    private const int Input = 0, GradOutput = 1;
+    private const int Input = 0, GradOutput = 1; // slots
+    private const int Products = 0;              // child
 
-    private readonly Parameter weight_oI;
     private readonly Parameter? bias_o;
     private readonly SequenceParallelRegion region;
+    private readonly LinearProducts products;
 
     /// <inheritdoc/>
     public IReadOnlyList<Parameter> Parameters { get; }
 
     /// <param name="weight_oI">This rank's rows.</param>
     /// <param name="bias_o">This rank's part of the bias, or null.</param>
-    public ColumnParallelLinear(Parameter weight_oI, Parameter? bias_o, SequenceParallelRegion region)
+    public ColumnParallelLinear(Parameter weight_oI, Parameter? bias_o, SequenceParallelRegion region, ProductOptions options)
     {
-        (this.weight_oI, this.bias_o, this.region) = (weight_oI, bias_o, region);
+        products = new LinearProducts(weight_oI, bias_o, options);
+        (this.bias_o, this.region) = (bias_o, region);
         Parameters = bias_o is null ? [weight_oI] : [weight_oI, bias_o];
     }
 
@@ -32,23 +34,24 @@ public sealed class ColumnParallelLinear : IInputRestorable
     public Tensor Forward(Tensor x_tI, Saved saved)
     {
         saved.Keep(Input, x_tI);
-        return region.GatherThen(x_tI, x_TI => nn.functional.linear(x_TI, weight_oI.Data, bias_o?.Data));
+        return region.GatherThen(x_tI, x_TI => products.Output(x_TI, saved.Child(Products)));
     }
 
     /// <inheritdoc/>
     public Tensor BackwardInput(Tensor gradOutput_To, Saved saved)
     {
-        saved.Keep(GradOutput, gradOutput_To);
-        return region.ThenReduce(gradOutput_To, grad_To => grad_To.mm(weight_oI.Data));
+        if (bias_o is not null || !products.KeepsGradient(gradOutput_To)) saved.Keep(GradOutput, gradOutput_To);
+        return region.ThenReduce(gradOutput_To, grad_To => products.InputGradient(grad_To, saved.Child(Products)));
     }
 
     /// <summary>Gathers the kept input again under sequence parallelism, so that only 1/tp of it is stored meanwhile.</summary>
     public void BackwardWeight(Saved saved)
     {
         using var scope = NewDisposeScope();
-        var gradOutput_To = saved.Take(GradOutput);
-        region.ForEachGathered(saved.Take(Input), gradOutput_To, (grad_To, x_TI) => WeightGradient.Accumulate(weight_oI, grad_To, x_TI));
-        if (bias_o is not null) WeightGradient.AccumulateBias(bias_o, gradOutput_To);
+        var gradOutput_To = saved.Has(GradOutput) ? saved.Take(GradOutput) : null;
+        if (gradOutput_To is null || products.KeepsGradient(gradOutput_To)) products.AddKeptGradient(region.Gather(saved.Take(Input)), saved.Child(Products));
+        else region.ForEachGathered(saved.Take(Input), gradOutput_To, products.AddGradient);
+        if (bias_o is not null && gradOutput_To is not null) WeightGradient.AccumulateBias(bias_o, gradOutput_To);
     }
 
     /// <inheritdoc/>

@@ -19,6 +19,7 @@ public sealed class OutputHead
 
     private readonly VocabularyShard shard;
     private readonly SequenceParallelRegion region;
+    private readonly ProductOptions products;
     private readonly int chunkTokens;
 
     /// <summary>This rank's rows [v, H]; the embedding's when they are tied.</summary>
@@ -26,8 +27,9 @@ public sealed class OutputHead
 
     /// <param name="shard">Which rows they are.</param>
     /// <param name="chunkTokens">Tokens per chunk.</param>
-    public OutputHead(Parameter weight_vH, VocabularyShard shard, SequenceParallelRegion region, int chunkTokens) =>
-        (Weight, this.shard, this.region, this.chunkTokens) = (weight_vH, shard, region, chunkTokens);
+    /// <param name="products">Float8 does not reach the head: its products stay in the model's dtype.</param>
+    public OutputHead(Parameter weight_vH, VocabularyShard shard, SequenceParallelRegion region, ProductOptions products, int chunkTokens) =>
+        (Weight, this.shard, this.region, this.products, this.chunkTokens) = (weight_vH, shard, region, products, chunkTokens);
 
     /// <summary>
     /// Σ weight · cross-entropy of the micro-batch, unscaled; the loss factor of the context is in the gradients only. In training this also adds
@@ -48,8 +50,8 @@ public sealed class OutputHead
             var (loss, gradLogits_Cv) = Chunk(hidden_TH, start, saved.Context, isTraining);
             total.add_(loss);
             if (gradHidden_TH is null) continue;
-            Rows(gradHidden_TH, start).copy_(gradLogits_Cv.mm(Weight.Data));
-            WeightGradient.Accumulate(Weight, gradLogits_Cv, Rows(hidden_TH, start));
+            LinearProduct.InputGradientInto(Rows(gradHidden_TH, start), gradLogits_Cv, Weight.Data, products);
+            WeightGradient.Accumulate(Weight, gradLogits_Cv, Rows(hidden_TH, start), products);
         }
         if (gradHidden_TH is not null) saved.Keep(GradHidden, gradHidden_TH);
         return total.MoveToOuterDisposeScope();
@@ -66,7 +68,7 @@ public sealed class OutputHead
     public Tensor Logits(Tensor hidden_tH)
     {
         using var scope = NewDisposeScope();
-        var logits_Tv = nn.functional.linear(region.Gather(hidden_tH), Weight.Data);
+        var logits_Tv = LinearProduct.Output(region.Gather(hidden_tH), Weight.Data, null, products);
         var group = region.Group;
         if (group.Size == 1) return logits_Tv.MoveToOuterDisposeScope();
         var gathered = empty([group.Size, .. logits_Tv.shape], logits_Tv.dtype, logits_Tv.device);
@@ -77,7 +79,7 @@ public sealed class OutputHead
     private (Tensor Loss, Tensor Gradient) Chunk(Tensor hidden_TH, int start, ForwardContext context, bool wantsGradient)
     {
         var wide = AccumulationDtype(hidden_TH);
-        var narrow_Cv = nn.functional.linear(Rows(hidden_TH, start), Weight.Data);
+        var narrow_Cv = LinearProduct.Output(Rows(hidden_TH, start), Weight.Data, null, products);
         if (CrossEntropyKernel.Supports(narrow_Cv, region.Group))
         {
             var factor = wantsGradient ? context.LossFactorOnDevice : null;

@@ -10,31 +10,33 @@ namespace Megatron.Compute.TensorParallel;
 /// <remarks>Shape letters: T tokens, t tokens outside the region, i = I / tp input features of this rank, O output features.</remarks>
 public sealed class RowParallelLinear : ILayer
 {
-    private const int Input = 0, GradOutput = 1;
+    private const int Input = 0, GradOutput = 1; // slots
+    private const int Products = 0;              // child
 
-    private readonly Parameter weight_Oi;
+    private readonly LinearProducts products;
     private readonly SequenceParallelRegion region;
 
     /// <inheritdoc/>
     public IReadOnlyList<Parameter> Parameters { get; }
 
     /// <param name="weight_Oi">This rank's columns.</param>
-    public RowParallelLinear(Parameter weight_Oi, SequenceParallelRegion region) =>
-        (this.weight_Oi, this.region, Parameters) = (weight_Oi, region, [weight_Oi]);
+    public RowParallelLinear(Parameter weight_Oi, SequenceParallelRegion region, ProductOptions options) =>
+        (products, this.region, Parameters) = (new LinearProducts(weight_Oi, bias_O: null, options), region, [weight_Oi]);
 
     /// <param name="x_Ti">[T, i]; kept.</param>
     /// <returns>[t, O], fresh.</returns>
     public Tensor Forward(Tensor x_Ti, Saved saved)
     {
         saved.Keep(Input, x_Ti);
-        return region.ThenReduce(x_Ti, rows_Ti => nn.functional.linear(rows_Ti, weight_Oi.Data));
+        return region.ThenReduce(x_Ti, rows_Ti => products.Output(rows_Ti, saved.Child(Products)));
     }
 
     /// <inheritdoc/>
     public Tensor BackwardInput(Tensor gradOutput_tO, Saved saved)
     {
-        var gradInput_Ti = region.GatherThen(gradOutput_tO, rows_TO => rows_TO.mm(weight_Oi.Data), out var gradOutput_TO);
-        using (gradOutput_TO) saved.Keep(GradOutput, gradOutput_TO);
+        var gradInput_Ti = region.GatherThen(gradOutput_tO, rows_TO => products.InputGradient(rows_TO, saved.Child(Products)), out var gradOutput_TO);
+        using (gradOutput_TO)
+            if (!products.KeepsGradient(gradOutput_TO)) saved.Keep(GradOutput, gradOutput_TO);
         return gradInput_Ti;
     }
 
@@ -42,6 +44,7 @@ public sealed class RowParallelLinear : ILayer
     public void BackwardWeight(Saved saved)
     {
         using var scope = NewDisposeScope();
-        WeightGradient.Accumulate(weight_Oi, saved.Take(GradOutput), saved.Take(Input));
+        if (saved.Has(GradOutput)) products.AddGradient(saved.Take(GradOutput), saved.Take(Input));
+        else products.AddKeptGradient(saved.Take(Input), saved.Child(Products));
     }
 }

@@ -3,6 +3,7 @@ using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
 using Megatron.Compute.Moe;
+using Megatron.Compute.Native;
 using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.PipelineParallel;
@@ -21,6 +22,9 @@ public static class RunSettings
 {
     /// <summary>Two would leave half of each collective uncovered, many make products small.</summary>
     private const int TensorOverlapChunks = 4;
+
+    /// <summary>Each chunk reads and writes the whole fp32 gradient of the head once; a GPU has the memory for longer ones.</summary>
+    private const int HeadChunkTokensCpu = 2048, HeadChunkTokensGpu = 4096;
 
     /// <summary>Model dtype of the run: fp32, bf16 or fp16.</summary>
     public static ScalarType ModelDType(TrainingConfig config) => config.TorchDtype switch
@@ -124,6 +128,8 @@ public static class RunSettings
         Device = device,
         Seed = config.Seed,
         Recompute = Recompute(config),
+        Products = Products(config, device),
+        HeadChunkTokens = device.type == DeviceType.CUDA ? HeadChunkTokensGpu : HeadChunkTokensCpu,
         TensorOverlapChunks = config.TpCommOverlap ? TensorOverlapChunks : 1,
         Attention = new AttentionOptions
         {
@@ -142,6 +148,22 @@ public static class RunSettings
         },
         Moe = Experts(config),
     };
+
+    /// <exception cref="ConfigException">GPU005: the GPU has no float8.</exception>
+    private static ProductOptions Products(TrainingConfig config, Device device)
+    {
+        if (config.Fp8Format is not null) CudaDevices.RequireFloat8(device);
+        return new ProductOptions
+        {
+            IsDeterministic = config.DeterministicMode,
+            Float8 = config.Fp8Format switch
+            {
+                "e4m3" => Float8Format.E4M3,
+                "hybrid" => Float8Format.Hybrid,
+                _ => null,
+            },
+        };
+    }
 
     private static MoeOptions Experts(TrainingConfig config) => new()
     {

@@ -20,6 +20,7 @@ public sealed class StepProfile
         ("attention", ["flash", "fmha", "cudnn_generated", "sdpa", "softmax"]),
         ("matrix products", ["gemm", "nvjet", "cutlass", "splitK", "cublas"]),
         ("norms and rotary", ["rms_norm", "rotary", "qk_norm"]),
+        ("rounding to float8", ["largest_magnitude", "round_to_e"]),
         ("SwiGLU", ["swiglu"]),
         ("cross-entropy", ["cross_entropy"]),
         (OptimizerGroup, ["adamw", "sgd", "sum_of_squares", "NormTwo", "norm_out"]),

@@ -18,6 +18,7 @@ public sealed record LayerContext
     public required ParameterFactory Weights { get; init; }
     public required RotaryEmbedding Rotary { get; init; }
     public required AttentionOptions Attention { get; init; }
+    public required ProductOptions Products { get; init; }
     public required RecomputeOptions Recompute { get; init; }
     public required MoeOptions Moe { get; init; }
 

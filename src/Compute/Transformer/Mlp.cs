@@ -33,8 +33,8 @@ public sealed class Mlp : IInputRestorable
         var downWeight = context.Weights.Create(
             $"{prefix}.down_proj.weight", [hidden, local],
             [new TensorBlock($"{prefix}.down_proj.weight", [hidden, ffnHiddenSize], [0, rank * local], [hidden, local], 0)], traits);
-        gateUp = new ColumnParallelLinear(gateUpWeight, bias_o: null, context.Region);
-        down = new RowParallelLinear(downWeight, context.Region);
+        gateUp = new ColumnParallelLinear(gateUpWeight, bias_o: null, context.Region, context.Products);
+        down = new RowParallelLinear(downWeight, context.Region, context.Products);
         Parameters = [gateUpWeight, downWeight];
     }
 

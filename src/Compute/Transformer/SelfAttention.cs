@@ -47,7 +47,7 @@ public sealed class SelfAttention : IInputRestorable
         var bias = config.AddQkvBias
             ? context.Weights.Create($"{prefix}.qkv_proj.bias", [layout.Rows], layout.BiasBlocks(), Sharded(decays: false))
             : null;
-        qkv = new ColumnParallelLinear(weight, bias, context.Region);
+        qkv = new ColumnParallelLinear(weight, bias, context.Region, context.Products);
         if (config.QkLayerNorm)
         {
             queryNorm = context.CreateReplicatedVector($"{prefix}.q_norm.weight", headDim, isPartial: tp > 1);
@@ -55,7 +55,7 @@ public sealed class SelfAttention : IInputRestorable
         }
         var shape = new AttentionShape(numHeads, numGroups, headDim, FirstHead: rank * numHeads, layerIndex);
         core = CreateCore(context, shape);
-        output = new RowParallelLinear(CreateOutputWeight(context, prefix, rank), context.Region);
+        output = new RowParallelLinear(CreateOutputWeight(context, prefix, rank), context.Region, context.Products);
         Parameter[] norms = queryNorm is null || keyNorm is null ? [] : [queryNorm, keyNorm];
         Parameters = [.. qkv.Parameters, .. norms, .. output.Parameters];
     }

@@ -304,7 +304,6 @@ public sealed class ConfigValidatorTests
     [Theory]
     [InlineData("""{"push_to_hub": true}""", "--push_to_hub = true is not supported yet; use false.")]
     [InlineData("""{"model_revision": "v2"}""", "--model_revision = v2 is not supported yet; give a local folder: nothing is fetched from a hub yet.")]
-    [InlineData("""{"fp8_format": "e4m3"}""", "--fp8_format = e4m3 is not supported yet; leave the option out.")]
     [InlineData("""{"model_kwargs": {"a": "b"}}""", "--model_kwargs = {\"a\":\"b\"} is not supported yet; leave the option out.")]
     [InlineData("""{"recompute_modules": ["mla_up_proj"]}""", "--recompute_modules = mla_up_proj is not supported yet; choose among core_attn, mlp, moe, moe_act or layernorm.")]
     [InlineData("""{"cp_comm_type": "all_gather"}""", "--cp_comm_type = all_gather is not supported yet; use p2p or a2a.")]

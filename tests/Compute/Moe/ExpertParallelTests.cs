@@ -275,7 +275,7 @@ public sealed class ExpertParallelTests(ITestOutputHelper output)
             var context = new LayerContext
             {
                 Config = config, Parallel = parallel, Region = new SequenceParallelRegion(parallel.TensorParallel, parallel.SequenceParallel), Rotary = rotary,
-                Weights = new ParameterFactory(ScalarType.Float64, CPU), Attention = TestModels.Auto, Recompute = recompute, Seed = 1, Moe = options, Routing = statistics,
+                Weights = new ParameterFactory(ScalarType.Float64, CPU), Attention = TestModels.Auto, Products = ProductOptions.Default, Recompute = recompute, Seed = 1, Moe = options, Routing = statistics,
             };
             ILayer layer = MoeBlock.Create(context, moe, "layer.mlp", layerIndex: 1);
             return new Built(recompute.Covers(RecomputeModules.Moe) ? new CheckpointedBlock(layer as IInputRestorable ?? throw new InvalidOperationException()) : layer, statistics, rotary);

@@ -175,7 +175,7 @@ public sealed class MoeLayerTests(ITestOutputHelper output)
             var context = new LayerContext
             {
                 Config = config, Parallel = parallel, Region = new SequenceParallelRegion(parallel.TensorParallel, false), Rotary = rotary,
-                Weights = new ParameterFactory(dtype, CPU), Attention = TestModels.Auto, Recompute = recompute, Seed = 1, Moe = options, Routing = Statistics,
+                Weights = new ParameterFactory(dtype, CPU), Attention = TestModels.Auto, Products = ProductOptions.Default, Recompute = recompute, Seed = 1, Moe = options, Routing = Statistics,
             };
             Block = new TransformerLayer(context, "layer", layerIndex: 1);
             foreach (var parameter in Block.Parameters) parameter.Data.normal_(0, 0.5);

@@ -44,8 +44,8 @@ public sealed class LayerGradientTests(ITestOutputHelper output)
             using var weight = bench.Matrix("weight", 10, width);
             using var bias = bench.Vector("bias", 10);
             var region = new SequenceParallelRegion(new SingleRankGroup("tp"), sequenceParallel: true);
-            LayerCheck.EqualsIsland(new ColumnParallelLinear(weight, bias, region), (input, w, _) => nn.functional.linear(input, w[0], w[1]), x, context);
-            LayerCheck.EqualsIsland(new RowParallelLinear(weight, region), (input, w, _) => nn.functional.linear(input, w[0]), x, context);
+            LayerCheck.EqualsIsland(new ColumnParallelLinear(weight, bias, region, ProductOptions.Default), (input, w, _) => nn.functional.linear(input, w[0], w[1]), x, context);
+            LayerCheck.EqualsIsland(new RowParallelLinear(weight, region, ProductOptions.Default), (input, w, _) => nn.functional.linear(input, w[0]), x, context);
         });
     }
 
@@ -159,7 +159,7 @@ public sealed class LayerGradientTests(ITestOutputHelper output)
         public LayerContext Layers(RecomputeOptions recompute, AttentionOptions attention) => new()
         {
             Config = Config, Parallel = parallel, Region = new SequenceParallelRegion(parallel.TensorParallel, false), Rotary = rotary,
-            Weights = new ParameterFactory(ScalarType.Float64, CPU), Attention = attention, Recompute = recompute, Seed = DropoutSeed,
+            Weights = new ParameterFactory(ScalarType.Float64, CPU), Attention = attention, Products = ProductOptions.Default, Recompute = recompute, Seed = DropoutSeed,
             Moe = MoeOptions.Plain, Routing = null,
         };
 
