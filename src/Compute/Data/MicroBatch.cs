@@ -79,6 +79,9 @@ public sealed record GlobalBatch(
     /// <summary>Index of this rank's first micro-batch in the global order; the others follow it.</summary>
     public required int FirstMicroBatchIndex { get; init; }
 
+    /// <summary>Tensors of this rank's part of each micro-batch, in pinned memory; null where they are made when they are needed.</summary>
+    public IReadOnlyList<StagedMicroBatch>? Staged { get; init; }
+
     /// <summary>Of a stream: where it goes on behind this batch, as a checkpoint holds it. Null for planned data, whose position is the index.</summary>
     public string? NextCursor { get; init; }
 }

@@ -10,6 +10,7 @@ namespace Megatron.Compute.Data;
 public sealed class PrefetchingSource : IGlobalBatchSource, IDisposable
 {
     private readonly IGlobalBatchSource _source;
+    private readonly Func<GlobalBatch, GlobalBatch> _stage;
     private readonly long _end;
     private readonly int _depth;
     private readonly object _gate = new();
@@ -23,10 +24,11 @@ public sealed class PrefetchingSource : IGlobalBatchSource, IDisposable
     /// <param name="numThreads">Threads, at least 1; one for a source that must be asked in order.</param>
     /// <param name="first">First batch that will be asked for.</param>
     /// <param name="end">Batch behind the last one.</param>
-    public PrefetchingSource(IGlobalBatchSource source, int numThreads, long first, long end)
+    /// <param name="stage">Done to each batch on the same threads; nothing when null.</param>
+    public PrefetchingSource(IGlobalBatchSource source, int numThreads, long first, long end, Func<GlobalBatch, GlobalBatch>? stage = null)
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(numThreads);
-        (_source, _end, _claimed, _wanted) = (source, end, first, first);
+        (_source, _end, _claimed, _wanted, _stage) = (source, end, first, first, stage ?? (batch => batch));
         _depth = numThreads + 1;
         _workers = [.. Enumerable.Range(0, numThreads).Select(i => new Thread(Work) { IsBackground = true, Name = $"data-{i}" })];
         foreach (var worker in _workers) worker.Start();
@@ -67,6 +69,8 @@ public sealed class PrefetchingSource : IGlobalBatchSource, IDisposable
             Monitor.PulseAll(_gate);
         }
         foreach (var worker in _workers) worker.Join();
+        foreach (var staged in _ready.Values.SelectMany(next => next.Batch?.Staged ?? [])) staged.Dispose();
+        _ready.Clear();
         (_source as IDisposable)?.Dispose();
     }
 
@@ -77,7 +81,7 @@ public sealed class PrefetchingSource : IGlobalBatchSource, IDisposable
             (GlobalBatch? Batch, ExceptionDispatchInfo? Failure) result;
             try
             {
-                result = (_source.Get(index), null);
+                result = (_stage(_source.Get(index)), null);
             }
             catch (Exception e)
             {

@@ -79,14 +79,21 @@ public sealed class ForwardContext : IDisposable
     public IAttentionCache? AttentionCache { get; init; }
 
     public ForwardContext(MicroBatch batch, Device device, long step, bool isTraining, double lossFactor, double auxiliaryLossFactor)
+        : this(new StagedMicroBatch(batch), device, step, isTraining, lossFactor, auxiliaryLossFactor)
     {
+    }
+
+    /// <param name="staged">Its tensors are taken over.</param>
+    public ForwardContext(StagedMicroBatch staged, Device device, long step, bool isTraining, double lossFactor, double auxiliaryLossFactor)
+    {
+        var batch = staged.Batch;
         (Batch, WholeRow, Step, IsTraining, LossFactor, AuxiliaryLossFactor) = (batch, batch, step, isTraining, lossFactor, auxiliaryLossFactor);
-        TokenIds = Keep(tensor(batch.TokenIds, int64, device));
-        Labels = Keep(tensor(batch.Labels, int64, device));
-        LossWeights = Keep(tensor(batch.LossWeights ?? UnitWeights(batch.Labels), float32, device));
-        Positions = Keep(tensor(batch.Positions, int64, device));
-        CuSeqLens = Keep(tensor(batch.CuSeqLens, int32, device));
-        GlobalTokenIndex = Keep(tensor(batch.GlobalTokenIndex, int64, device));
+        TokenIds = Take(staged.TokenIds, device);
+        Labels = Take(staged.Labels, device);
+        LossWeights = Take(staged.LossWeights, device);
+        Positions = Take(staged.Positions, device);
+        CuSeqLens = Take(staged.CuSeqLens, device);
+        GlobalTokenIndex = Take(staged.GlobalTokenIndex, device);
         EqualLength = FindEqualLength(batch);
     }
 
@@ -110,7 +117,7 @@ public sealed class ForwardContext : IDisposable
         lossFactorOnDevice?.fill_(lossFactor);
         TokenIds.copy_(tensor(batch.TokenIds, int64));
         Labels.copy_(tensor(batch.Labels, int64));
-        LossWeights.copy_(tensor(batch.LossWeights ?? UnitWeights(batch.Labels), float32));
+        LossWeights.copy_(tensor(StagedMicroBatch.WeightsOf(batch), float32));
         Positions.copy_(tensor(batch.Positions, int64));
         GlobalTokenIndex.copy_(tensor(batch.GlobalTokenIndex, int64));
     }
@@ -128,11 +135,11 @@ public sealed class ForwardContext : IDisposable
 
     private static Tensor Keep(Tensor tensor) => tensor.DetachFromDisposeScope();
 
-    private static float[] UnitWeights(long[] labels)
+    // The copy out of pinned memory is only begun here; libtorch's allocator keeps that memory until it is done.
+    private static Tensor Take(Tensor staged, Device device)
     {
-        var weights = new float[labels.Length];
-        for (var i = 0; i < labels.Length; i++) weights[i] = labels[i] == MicroBatch.IgnoreIndex ? 0f : 1f;
-        return weights;
+        if (device.type == TorchSharp.DeviceType.CPU) return staged;
+        using (staged) return Keep(staged.to(device, non_blocking: true));
     }
 
     private static (int, int)? FindEqualLength(MicroBatch batch)

@@ -132,7 +132,7 @@ public sealed class RankSetup : IDisposable
             Data = data,
             TrainSource = config.NumWorkers == 0 || progress.Iteration >= data.LastIteration
                 ? source
-                : new PrefetchingSource(source, config.Streaming ? 1 : config.NumWorkers, progress.Iteration, data.LastIteration),
+                : new PrefetchingSource(source, config.Streaming ? 1 : config.NumWorkers, progress.Iteration, data.LastIteration, Staging(config, parallel, device)),
             Stream = source as StreamBatchSource,
             ValidationSource = data.CreateValidationSource(layout),
             Model = model,
@@ -143,6 +143,14 @@ public sealed class RankSetup : IDisposable
                 new CheckpointContent(start, folder), new PeerSnapshots(environment.Snapshots, parallel.World, peers, device), peers.Partner, config.PeerSnapshotInterval),
             Progress = progress,
         };
+    }
+
+    // A recorded step reads its rows from where they were when it was recorded.
+    private static Func<GlobalBatch, GlobalBatch>? Staging(TrainingConfig config, ParallelState parallel, Device device)
+    {
+        if (device.type != TorchSharp.DeviceType.CUDA || config.CudaGraph) return null;
+        var split = new ContextSplit(parallel.ContextParallel.Rank, parallel.ContextParallel.Size);
+        return batch => StagedMicroBatch.Pin(batch, split);
     }
 
     /// <summary>What is known before the model is built.</summary>

@@ -291,7 +291,8 @@ public sealed class Trainer : IDisposable
     {
         var row = batch.MicroBatches[microBatch];
         var auxiliary = LossScaling.AuxiliaryFactor(batch.NumMicroBatchesGlobal, Optimizer.LossScale);
-        return new ForwardContext(split.Take(row), device, batch.Index, isTraining, LossFactor(batch, row), auxiliary) { WholeRow = row };
+        var staged = batch.Staged?[microBatch] ?? new StagedMicroBatch(split.Take(row));
+        return new ForwardContext(staged, device, batch.Index, isTraining, LossFactor(batch, row), auxiliary) { WholeRow = row };
     }
 
     /// <summary>Counts the targets of the whole row, so that the ranks that share it need no further division.</summary>

@@ -135,6 +135,26 @@ public sealed class StreamTests : IDisposable
         Assert.Equal("batch 4", Assert.Throws<InvalidOperationException>(() => ahead.Get(4)).Message);
     }
 
+    [Fact]
+    public void Prefetching_Staging_IsDoneAheadAndWhatNobodyTookIsFreed()
+    {
+        using var data = DataFolder.Build(Config(Rows("a.jsonl", 100)) with { Streaming = false, DataloaderType = "cyclic" });
+        List<StagedMicroBatch> made = [];
+        GlobalBatch taken;
+        using (var ahead = new PrefetchingSource(data.CreateTrainSource(BatchLayout.SingleRankUnpadded(1)), numThreads: 1, first: 0, end: 3, batch =>
+        {
+            StagedMicroBatch[] staged = [.. batch.MicroBatches.Select(row => new StagedMicroBatch(row))];
+            made.AddRange(staged);
+            return batch with { Staged = staged };
+        }))
+            taken = ahead.Get(0);
+        Assert.NotNull(taken.Staged);
+        Assert.Equal(taken.MicroBatches[0].TokenIds, taken.Staged[0].TokenIds.data<long>().ToArray());
+        Assert.Equal(taken.MicroBatches[0].NumTargetTokens, taken.Staged[0].LossWeights.sum().item<float>());
+        Assert.All(made, staged => Assert.Equal(!taken.Staged.Contains(staged), staged.TokenIds.IsInvalid));
+        foreach (var staged in taken.Staged) staged.Dispose();
+    }
+
     private static TrainingConfig Config(params string[] datasets) =>
         DataFolder.Config(datasets) with { Streaming = true, DataloaderType = "external", GlobalBatchSize = 8, TrainIters = 100, MaxLength = 250 };
 
