@@ -13,7 +13,7 @@ public static class FaultsBench
 {
     private const int DefaultRepetitions = 20;
     private const int DefaultKills = 50;
-    private static readonly string[] groups = ["R1", "R2", "R3", "R4b", "R5", "R6", "R10", "R12", "R13", "R14", "R15", "R16", "R25"];
+    private static readonly string[] groups = ["R1", "R2", "R3", "R4b", "R5", "R6", "R10", "R12", "R13", "R14", "R15", "R16", "R25", "C1", "C2"];
 
     private static readonly WordOption[] options =
     [
@@ -66,6 +66,8 @@ public static class FaultsBench
                 "R14" => [await cluster.EmptyRedisAsync(repetitions)],
                 "R15" => [await cluster.ColdStartAsync(repetitions)],
                 "R16" => [await kills.DrainAsync(repetitions)],
+                "C1" => [await new ControlPlaneScenarios(output, cancellation).ReportsAsync(repetitions)],
+                "C2" => [await new ControlPlaneScenarios(output, cancellation).LossAsync(repetitions)],
                 "R25" => [await cluster.ManySubmissionsAsync(repetitions)],
                 _ => throw new ArgumentOutOfRangeException(nameof(goal), goal, "unknown goal"),
             };

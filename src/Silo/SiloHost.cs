@@ -94,7 +94,6 @@ public sealed class SiloHost : IAsyncDisposable
     /// <summary>Leaves the cluster, then ends the rank workers.</summary>
     public async ValueTask DisposeAsync()
     {
-        process.Leave();
         // A call in flight must not hold the silo for half a minute: who made it repeats it.
         using (var patience = new CancellationTokenSource(guard is null ? Timeout.InfiniteTimeSpan : leaveTime))
             await host.StopAsync(patience.Token);
@@ -108,7 +107,7 @@ public sealed class SiloHost : IAsyncDisposable
     {
         var builder = Host.CreateEmptyApplicationBuilder(new HostApplicationBuilderSettings { DisableDefaults = true, ApplicationName = "megatron" });
         builder.Services.AddSingleton<IHostLifetime, SilentLifetime>();
-        builder.Services.AddSerilog(SiloLogging.Create(options, () => process.IsLeaving), dispose: true);
+        builder.Services.AddSerilog(SiloLogging.Create(options), dispose: true);
         builder.UseOrleans(silo =>
         {
             if (options.Cluster is { } cluster)
@@ -118,7 +117,7 @@ public sealed class SiloHost : IAsyncDisposable
             silo.Configure<ClusterMembershipOptions>(options.Membership.ApplyTo);
             silo.Services.AddSingleton<ISiloProcess>(process);
             silo.Services.AddSingleton(process.Fence);
-            silo.AddTrainingGrains(new NodeIdentity(options.NodeName, options.Devices), workers);
+            silo.AddTrainingGrains(new NodeIdentity(options.NodeName, options.Devices, options.Machine), workers);
         });
         return builder.Build();
     }

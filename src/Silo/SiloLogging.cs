@@ -8,16 +8,15 @@ namespace Megatron.Silo;
 
 /// <summary>
 /// Where a silo's log goes: everything into rolling files of compact JSON lines (job, attempt, rank and step are fields), only errors to the
-/// console's error stream, which belongs to the training. What Orleans cannot deliver any more once the silo leaves is no error: a job that is cut short
-/// was meant to be, so that goes to the files alone.
+/// console's error stream, which belongs to the training. Lines of Orleans go to the files alone: a call that it cannot deliver, while a silo comes or
+/// goes, is repeated here or made good, and what cannot be made good is told in our own words.
 /// </summary>
 internal static class SiloLogging
 {
     private const long MaxFileSizeBytes = 64L << 20;
     private const int MaxFiles = 10;
 
-    /// <param name="isLeaving">True once the silo was told to stop.</param>
-    public static Logger Create(SiloOptions options, Func<bool> isLeaving)
+    public static Logger Create(SiloOptions options)
     {
         var configuration = new LoggerConfiguration()
             .MinimumLevel.Information()
@@ -25,7 +24,7 @@ internal static class SiloLogging
             .MinimumLevel.Override("Microsoft", LogEventLevel.Warning)
             .Enrich.FromLogContext()
             .Enrich.WithProperty("Node", options.NodeName)
-            .WriteTo.Conditional(line => !(isLeaving() && IsOfOrleans(line)), shown => shown.Console(
+            .WriteTo.Conditional(line => !IsOfOrleans(line), shown => shown.Console(
                 LogEventLevel.Error, "{Level:u3} {Message:lj}{NewLine}", CultureInfo.InvariantCulture, standardErrorFromLevel: LogEventLevel.Verbose));
         if (options.LogFolder is { } folder)
         {
@@ -38,5 +37,5 @@ internal static class SiloLogging
 
     private static bool IsOfOrleans(LogEvent line) =>
         line.Properties.TryGetValue(Constants.SourceContextPropertyName, out var source) && source is ScalarValue { Value: string name }
-        && (name.StartsWith("Orleans.", StringComparison.Ordinal) || name is "Polly");
+        && (name.StartsWith("Orleans", StringComparison.Ordinal) || name.StartsWith("Microsoft.", StringComparison.Ordinal) || name is "Polly");
 }

@@ -1,4 +1,5 @@
 using System.Net;
+using Megatron.Grains.Cluster;
 
 namespace Megatron.Silo;
 
@@ -10,6 +11,9 @@ public sealed record SiloOptions
 
     /// <summary>Indices of the devices this silo owns: one rank worker each.</summary>
     public required IReadOnlyCollection<int> Devices { get; init; }
+
+    /// <summary>The machine it runs on, whose cores it shares with the other silos there.</summary>
+    public HostMachine Machine { get; init; } = new(Environment.MachineName, Environment.ProcessorCount);
 
     /// <summary>Folder of the rolling JSON log files; null writes none. The folder is made at the start of the silo.</summary>
     public string? LogFolder { get; init; }

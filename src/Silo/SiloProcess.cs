@@ -8,19 +8,12 @@ namespace Megatron.Silo;
 internal sealed class SiloProcess(bool mayEnd) : ISiloProcess
 {
     private readonly TaskCompletionSource<string> ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
-    private volatile bool isLeaving;
 
     /// <summary>Closed while the silo has lost its way to the cluster.</summary>
     public SideEffectFence Fence { get; } = new();
 
-    /// <summary>True once the silo was told to stop.</summary>
-    public bool IsLeaving => isLeaving;
-
     /// <summary>Completes with the reason when the process should end.</summary>
     public Task<string> Ended => ended.Task;
-
-    /// <summary>The silo is told to stop.</summary>
-    public void Leave() => isLeaving = true;
 
     public void RequestRestart(string reason)
     {

@@ -1,6 +1,7 @@
 using System.Text.Json;
 using Megatron.Client.Cli;
 using Megatron.Faults;
+using Megatron.Testing;
 using Megatron.Testing.Processes;
 
 namespace Megatron.EndToEnd.Tests;
@@ -34,6 +35,30 @@ public sealed class ClusterTests
         Assert.Equal("error: JOB003 Job tiny has done all its steps; submit a new job with more.", refused.Error.Trim());
         var status = (await CommandLine.RunAsync("cluster", "status", "--cluster", cluster.Address)).Expect(ExitCode.Ok);
         Assert.Contains("1 of 1 devices are free", status.Output, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Job_WithExpertsOnTwoRanks_ShowsWhoHoldsWhichTheirLoadAndTheStages()
+    {
+        using var work = new Workspace();
+        TinyModelFolder.CreateWithExperts(work.Path("moe"), layers: 2, hidden: 64);
+        await using var cluster = await ProcessCluster.StartAsync(1, 2, Cancellation);
+        await using var console = ConsoleProcess.Start(
+            work.Training("out", "--model", work.Path("moe"), "--train_iters", "4", "--expert_model_parallel_size", "2", "--cluster", cluster.Address, "--job_id", "moe"),
+            new Dictionary<string, string?> { ["NPROC_PER_NODE"] = "2" });
+        Assert.True(await console.Process.ExitAsync(patience, Cancellation) == ExitCode.Ok, console.Process.Transcript + cluster.Transcript);
+
+        var shown = JsonSerializer.Deserialize<JsonElement>((await CommandLine.RunAsync("jobs", "show", "moe", "--output", "json", "--cluster", cluster.Address)).Expect(ExitCode.Ok).Output);
+        var experts = shown.GetProperty("experts").EnumerateArray().ToList();
+        Assert.Equal([(0, 4, 0), (4, 8, 1)], experts.Select(shard => (shard.GetProperty("first").GetInt32(), shard.GetProperty("end").GetInt32(), shard.GetProperty("ranks")[0].GetInt32())));
+        var tokens = shown.GetProperty("tokens_per_expert").EnumerateArray().Select(count => count.GetInt64()).ToList();
+        Assert.Equal(8, tokens.Count);
+        Assert.True(tokens.Sum() > 0 && tokens.Sum() % (2 * 3) == 0, "two layers, three experts for a token");
+        Assert.Equal(tokens.Sum(), experts.Sum(shard => shard.GetProperty("tokens").GetInt64()));
+        var stage = Assert.Single(shown.GetProperty("stages").EnumerateArray());
+        Assert.InRange(stage.GetProperty("compute_time_ms").GetDouble(), 0.1, stage.GetProperty("step_time_ms").GetDouble());
+        string table = (await CommandLine.RunAsync("jobs", "show", "moe", "--cluster", cluster.Address)).Expect(ExitCode.Ok).Output;
+        Assert.Contains("experts  ranks  tokens", table, StringComparison.Ordinal);
     }
 
     [Fact]

@@ -15,6 +15,9 @@ namespace Megatron.Grains.Tests;
 /// </summary>
 public sealed class TrainingCluster : IAsyncDisposable
 {
+    /// <summary>Cores of the machine that all silos share.</summary>
+    public const int NumCores = 8;
+
     private readonly InProcessTestCluster cluster;
     private readonly ConcurrentDictionary<(string Node, int Index), FakeRankWorker> workers;
     private readonly ConcurrentDictionary<string, FakeSnapshotHolder> holders;
@@ -54,7 +57,7 @@ public sealed class TrainingCluster : IAsyncDisposable
             silo.Services.AddSingleton(new JobTimings { Clearing = TimeSpan.FromMinutes(5), ClearingAtStart = TimeSpan.FromMinutes(5) });
             if (clock is not null)
                 silo.Services.AddSingleton(new ControlClock(clock));
-            silo.AddTrainingGrains(new NodeIdentity(node, Enumerable.Range(0, numDevices)), _ => index => workers[(node, index)]);
+            silo.AddTrainingGrains(new NodeIdentity(node, Enumerable.Range(0, numDevices), new HostMachine("host", NumCores)), _ => index => workers[(node, index)]);
         });
         var cluster = builder.Build();
         await cluster.DeployAsync();

@@ -60,7 +60,14 @@ public sealed class JobConsole : IJobConsole, IDisposable
                 Say(ConsoleLines.Saved(saved.Checkpoint.Iteration, saved.Checkpoint.Folder));
                 break;
             case JobNotice notice:
-                ShowNotice(notice);
+                ShowNotice(notice.Level, notice.Text);
+                break;
+            case JobStraggler { Factor: { } factor } slow:
+                ShowNotice(RankNoticeLevel.Warning, string.Create(CultureInfo.InvariantCulture,
+                    $"rank {slow.Rank} is {factor:F1} times slower than the other ranks of stage {slow.Stage} at step {slow.Iteration}"));
+                break;
+            case JobStraggler normal:
+                Say(string.Create(CultureInfo.InvariantCulture, $"rank {normal.Rank} is as fast as the other ranks of stage {normal.Stage} again at step {normal.Iteration}"));
                 break;
             case JobEventsSkipped skipped:
                 Say(skipped.NumSkipped == 0
@@ -144,12 +151,12 @@ public sealed class JobConsole : IJobConsole, IDisposable
         log?.Write(evaluation, plan?.TrainIterations ?? evaluation.Iteration);
     }
 
-    private void ShowNotice(JobNotice notice)
+    private void ShowNotice(RankNoticeLevel level, string text)
     {
-        if (notice.Level is not RankNoticeLevel.Warning)
-            Say(notice.Text);
+        if (level is not RankNoticeLevel.Warning)
+            Say(text);
         else
-            Say(isTerminal ? Yellow + "warning: " + notice.Text + NoColour : "warning: " + notice.Text);
+            Say(isTerminal ? Yellow + "warning: " + text + NoColour : "warning: " + text);
     }
 
     private void ShowPhase(JobPhaseChanged changed)

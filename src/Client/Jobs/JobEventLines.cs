@@ -46,6 +46,7 @@ public sealed class JobEventLines(TextWriter output, IJobConsole inner, TimeProv
         JobEvaluated => "evaluation",
         JobCheckpointSaved => "checkpoint",
         JobNotice => "notice",
+        JobStraggler => "straggler",
         JobEventsSkipped => "skipped",
         _ => item.GetType().Name,
     };
@@ -89,6 +90,13 @@ public sealed class JobEventLines(TextWriter output, IJobConsole inner, TimeProv
                 json.WriteString("level", notice.Level == RankNoticeLevel.Warning ? "warning" : "information");
                 json.WriteNumber("rank", notice.Rank);
                 json.WriteString("text", notice.Text);
+                break;
+            case JobStraggler straggler:
+                json.WriteNumber("rank", straggler.Rank);
+                json.WriteNumber("stage", straggler.Stage);
+                json.WriteNumber("iteration", straggler.Iteration);
+                if (straggler.Factor is { } factor) WriteNumber(json, "factor", factor);
+                else json.WriteNull("factor");
                 break;
             case JobEventsSkipped skipped:
                 json.WriteNumber("num_skipped", skipped.NumSkipped);

@@ -40,6 +40,7 @@ internal sealed class LoopbackHub(string name, IReadOnlyList<int> globalRanks, T
     private readonly long[] nextMeeting = new long[globalRanks.Count];
     private readonly Dictionary<(int Sender, int Receiver), Queue<Meeting>> channels = [];
     private readonly HashSet<int> departed = [];
+    private readonly TimeSpan[] blocked = new TimeSpan[globalRanks.Count];
     private (string Message, int? Culprit)? fault;
 
     public string Name => name;
@@ -165,9 +166,13 @@ internal sealed class LoopbackHub(string name, IReadOnlyList<int> globalRanks, T
         lock (gate) return meeting.IsDone || fault is not null;
     }
 
+    /// <summary>How long a rank has waited in this group; asked on the rank's thread.</summary>
+    public TimeSpan BlockedTimeOf(int rank) => blocked[rank];
+
     private void Wait(Meeting meeting, int rank)
     {
-        var deadline = Stopwatch.GetTimestamp() + (long)(timeout.TotalSeconds * Stopwatch.Frequency);
+        var start = Stopwatch.GetTimestamp();
+        var deadline = start + (long)(timeout.TotalSeconds * Stopwatch.Frequency);
         lock (gate)
         {
             while (!meeting.IsDone && fault is null)
@@ -183,6 +188,7 @@ internal sealed class LoopbackHub(string name, IReadOnlyList<int> globalRanks, T
                         globalRanks[missing[0]]);
                 else Monitor.Wait(gate, TimeSpan.FromMilliseconds(Math.Min(1000 * (left / (double)Stopwatch.Frequency) + 1, 60_000)));
             }
+            blocked[rank] += Stopwatch.GetElapsedTime(start);
             meeting.Calls[rank]?.Release();
             if (!meeting.IsDone) throw MakeFault();
         }

@@ -13,6 +13,9 @@ public sealed class LoopbackProcessGroup : ProcessGroup
     internal LoopbackProcessGroup(LoopbackHub hub, int rank) : base(hub.Name, rank, hub.GlobalRanks) => this.hub = hub;
 
     /// <inheritdoc/>
+    public override TimeSpan? BlockedTime => hub.BlockedTimeOf(Rank);
+
+    /// <inheritdoc/>
     public override void Abort(string reason) => hub.Abort(reason);
 
     /// <summary>Leaves the group: peers that wait for this rank afterwards get a <see cref="RankFaultException"/>.</summary>

@@ -92,6 +92,9 @@ public sealed class ParallelState : IDisposable
         foreach (var group in Groups()) group.ThrowIfFaulted();
     }
 
+    /// <summary>As <see cref="ProcessGroup.BlockedTime"/>, all groups together.</summary>
+    public TimeSpan? BlockedTime => Groups().Aggregate((TimeSpan?)TimeSpan.Zero, (total, group) => total + group.BlockedTime);
+
     /// <summary>Aborts every group: used when the control plane ends the attempt. Any thread may call it.</summary>
     public void Abort(string reason)
     {

@@ -57,6 +57,9 @@ public abstract class ProcessGroup : IDisposable
     /// <summary>Bytes this rank has sent, by operation; the parity tests compare it with the formula of each layout.</summary>
     public CommunicationVolume Volume { get; } = new();
 
+    /// <summary>How long this rank's thread has waited for peers of this group so far; null for a device backend, whose Wait returns at once.</summary>
+    public virtual TimeSpan? BlockedTime => null;
+
     protected ProcessGroup(string name, int rank, IReadOnlyList<int> globalRanks)
     {
         if (rank < 0 || rank >= globalRanks.Count)

@@ -8,6 +8,9 @@ public sealed class SingleRankGroup : ProcessGroup
     public SingleRankGroup(string name, int globalRank = 0) : base(name, 0, [globalRank]) { }
 
     /// <inheritdoc/>
+    public override TimeSpan? BlockedTime => TimeSpan.Zero;
+
+    /// <inheritdoc/>
     public override void Abort(string reason) { }
 
     /// <inheritdoc/>

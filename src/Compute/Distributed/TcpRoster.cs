@@ -154,11 +154,16 @@ internal sealed class TcpRoster(string name, int rank, IReadOnlyList<int> global
         }
     }
 
+    /// <summary>How long the rank has waited in <see cref="WaitFor"/>; on its thread only.</summary>
+    public TimeSpan BlockedTime { get; private set; }
+
     /// <summary>Returns when no thread touches the operation's tensors any more. The lane that runs it keeps the time.</summary>
     public void WaitFor(TcpOperation operation)
     {
+        var start = Stopwatch.GetTimestamp();
         lock (gate)
             while (!operation.IsFinished) Monitor.Wait(gate);
+        BlockedTime += Stopwatch.GetElapsedTime(start);
     }
 
     /// <summary>Nothing has moved for as long as an operation may wait.</summary>

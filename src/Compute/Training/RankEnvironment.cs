@@ -16,7 +16,7 @@ public sealed record RankEnvironment
     /// <summary>Clock of checkpoints' time stamps.</summary>
     public required TimeProvider Time { get; init; }
 
-    /// <summary>Intra-operation threads of a rank: the cores of the node divided by its ranks.</summary>
+    /// <summary>Intra-operation threads of a rank to which nobody gives a share: the cores of the machine divided by the ranks of this process.</summary>
     public required int ThreadsPerRank { get; init; }
 
     /// <summary>Closed while this process may not commit checkpoints.</summary>
@@ -56,14 +56,15 @@ public sealed record RankEnvironment
     }
 
     /// <summary>Loads libtorch and sets this thread's share of the cores.</summary>
+    /// <param name="numThreads">The share; null: <see cref="ThreadsPerRank"/>.</param>
     /// <param name="ranksMax">
     /// Ranks that the same run may have in another layout with the same bits: the share is that of so many, because how a sum is cut among threads
-    /// decides on its last bits. Null: the ranks of this node.
+    /// decides on its last bits. Null: <paramref name="numThreads"/> counts.
     /// </param>
-    public LoadedLibTorch PrepareThread(int? ranksMax = null)
+    public LoadedLibTorch PrepareThread(int? numThreads = null, int? ranksMax = null)
     {
         var loaded = Native.LibTorch.Load(LibTorch);
-        torch.set_num_threads(ranksMax is { } ranks ? Math.Max(1, Environment.ProcessorCount / ranks) : ThreadsPerRank);
+        torch.set_num_threads(ranksMax is { } ranks ? Math.Max(1, Environment.ProcessorCount / ranks) : numThreads ?? ThreadsPerRank);
         return loaded;
     }
 

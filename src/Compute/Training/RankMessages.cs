@@ -26,6 +26,9 @@ public sealed record StartRank(
 {
     /// <summary>By rank: the rank on another node that gets its snapshots, itself where there is no other node; empty when none are taken.</summary>
     public IReadOnlyList<int> SnapshotPartners { get; init; } = [];
+
+    /// <summary>Threads for operations on a CPU: the rank's share of its machine's cores; null: the silo divides them among the ranks it can host.</summary>
+    public int? NumThreads { get; init; }
 }
 
 /// <summary>Finish the step in hand, save a checkpoint when asked to, and stop: a signal or a cancel.</summary>
@@ -72,6 +75,17 @@ public sealed record StepReport(
 
     /// <summary>Global L2 norm of the weights after the step; null unless <c>--log_params_norm</c> asks for it.</summary>
     public double? ParamsNorm { get; init; }
+
+    /// <summary>The part of <c>StepTime</c> in which the rank did not wait for another; null on a device that is not waited for.</summary>
+    public TimeSpan? ComputeTime { get; init; }
+
+    /// <summary>The part in which it waited for a neighbour of its pipeline, likewise.</summary>
+    public TimeSpan? PipelineWait { get; init; }
+
+    /// <summary>
+    /// Tokens that this rank's routers gave to each expert of the model, summed over its layers; null without experts, and between two log intervals.
+    /// </summary>
+    public IReadOnlyList<long>? TokensPerExpert { get; init; }
 }
 
 /// <summary>

@@ -51,7 +51,8 @@ public sealed class RankSetup : IDisposable
     {
         var config = TrainingConfig.FromJson(start.ConfigJson);
         // With logical shards the bits must not depend on the number of replicas (DESIGN D12), so neither may the number of threads.
-        var libTorch = environment.PrepareThread(config.LogicalDataShards * config.TensorModelParallelSize * config.PipelineModelParallelSize * config.ContextParallelSize);
+        var libTorch = environment.PrepareThread(
+            start.NumThreads, config.LogicalDataShards * config.TensorModelParallelSize * config.PipelineModelParallelSize * config.ContextParallelSize);
         var device = CudaDevices.Choose(config.Device, start.LocalRank, libTorch);
         var folder = ModelFolder.Find(config);
         var modelConfig = ModelConfigOverrides.Apply(HfConfigReader.ReadFolder(folder).Model, config);

@@ -143,6 +143,22 @@ public sealed class Trainer : IDisposable
         }
     }
 
+    /// <summary>
+    /// Tokens that this rank's routers gave to each expert in the last step, summed over its layers; null without experts. Reads from the device.
+    /// </summary>
+    public long[]? CountTokensPerExpert()
+    {
+        using var scope = NewDisposeScope();
+        long[]? total = null;
+        foreach (var chunk in model.Chunks)
+        {
+            if (chunk.Routing is not { } routing) continue;
+            var counts = routing.TokensPerExpert.sum(dim: 0).cpu().data<long>().ToArray();
+            total = total is null ? counts : [.. total.Zip(counts, (sum, count) => sum + count)];
+        }
+        return total;
+    }
+
     /// <summary>What this rank holds on its device right now.</summary>
     public DeviceMemory Memory()
     {

@@ -120,6 +120,7 @@ public sealed class TrainingRun : IRankProgram
     private void Step(RankSetup rank, RankLink link)
     {
         var startTime = Stopwatch.GetTimestamp();
+        var (blocked, blockedByPipeline) = (rank.Parallel.BlockedTime, rank.Parallel.PipelineParallel.BlockedTime);
         var iteration = rank.Progress.Iteration + 1;
         var batch = rank.TrainSource.Get(iteration - 1);
         timeWaited += Stopwatch.GetElapsedTime(startTime);
@@ -127,15 +128,19 @@ public sealed class TrainingRun : IRankProgram
         var metrics = rank.Trainer.TrainStep(batch, learningRate);
         rank.Progress = rank.Progress.After(batch);
         rank.Snapshots?.AfterStep(rank, link);
+        var stepTime = Stopwatch.GetElapsedTime(startTime);
         link.Report(new StepReport(
             link.Attempt, link.Rank, iteration, metrics.LossSum, metrics.TokenCount, BitConverter.SingleToInt32Bits((float)metrics.Loss),
             metrics.Optimizer.GradNorm, learningRate, metrics.Optimizer.LossScale, metrics.Optimizer.IsSkipped, batch.Hash,
-            Stopwatch.GetElapsedTime(startTime))
+            stepTime)
         {
             FloatingPointOperations = rank.Trainer.ReportsLoss ? ModelFlops.Of(rank.ModelConfig, batch) / rank.Parallel.ContextParallel.Size : 0,
             LoadBalancingLoss = metrics.LoadBalancingLoss,
             ZLoss = metrics.ZLoss,
             ParamsNorm = rank.Config.LogParamsNorm ? rank.Trainer.Optimizer.ComputeParamsNorm() : null,
+            ComputeTime = stepTime - (rank.Parallel.BlockedTime - blocked),
+            PipelineWait = rank.Parallel.PipelineParallel.BlockedTime - blockedByPipeline,
+            TokensPerExpert = iteration % rank.Config.LogInterval == 0 ? rank.Trainer.CountTokensPerExpert() : null,
         });
         timeOfSteps += Stopwatch.GetElapsedTime(startTime);
     }

@@ -3,8 +3,11 @@ using Orleans.Runtime.MembershipService.SiloMetadata;
 
 namespace Megatron.Grains.Cluster;
 
-/// <summary>Which node each silo runs on and which devices it owns, as this silo sees the cluster now.</summary>
-public sealed class ClusterDevices
+/// <summary>
+/// Which node each silo runs on and which devices it owns, as this silo sees the cluster now. What planning, starting and losing ranks needs can be
+/// overridden by a cluster of nodes that are not there.
+/// </summary>
+public class ClusterDevices
 {
     private readonly NodeIdentity local;
     private readonly ILocalSiloDetails localSilo;
@@ -22,15 +25,28 @@ public sealed class ClusterDevices
     /// <summary>This silo's address.</summary>
     public string LocalSilo => localSilo.SiloAddress.ToParsableString();
 
+    /// <summary>Whether a plan that names a silo means this one.</summary>
+    public virtual bool IsHere(string silo) => silo == LocalSilo;
+
+    /// <summary>Whether a silo owns a device.</summary>
+    public virtual bool Owns(SiloAddress silo, ReadOnlySpan<char> node, int localRank) =>
+        IdentityOf(silo) is { } identity && identity.Devices.Contains(localRank) && node.SequenceEqual(identity.Name);
+
     /// <summary>All devices of active silos, each once.</summary>
-    public IReadOnlyCollection<ClusterDevice> All() =>
+    public virtual IReadOnlyCollection<ClusterDevice> All() =>
         [.. membership.CurrentSnapshot.Members.Values
             .Where(member => member.Status is SiloStatus.Active)
             .SelectMany(member => DevicesOf(member.SiloAddress).Select(device => new ClusterDevice(device, member.SiloAddress.ToParsableString())))
             .DistinctBy(device => device.Id)];
 
+    /// <summary>The machine of each active silo that has told it.</summary>
+    public virtual IReadOnlyDictionary<string, HostMachine> Machines() => membership.CurrentSnapshot.Members.Values
+        .Where(member => member.Status is SiloStatus.Active)
+        .Select(member => (Silo: member.SiloAddress.ToParsableString(), Node: IdentityOf(member.SiloAddress)))
+        .Where(silo => silo.Node is not null).ToDictionary(silo => silo.Silo, silo => silo.Node!.Machine, StringComparer.Ordinal); // checked in the line above
+
     /// <summary>The membership as this silo knows it.</summary>
-    public MembershipView View() => ViewOf(membership.CurrentSnapshot);
+    public virtual MembershipView View() => ViewOf(membership.CurrentSnapshot);
 
     /// <summary>The silos that take part according to a snapshot.</summary>
     public static MembershipView ViewOf(ClusterMembershipSnapshot snapshot) => new(snapshot.Version.Value,

@@ -42,8 +42,9 @@ public static class DevicePool
 {
     /// <summary>Reserves devices for an attempt; what the job held before is given back first.</summary>
     /// <param name="devices">Devices of active silos.</param>
+    /// <param name="machines">As for <see cref="CoreShares.Divide"/>.</param>
     public static (DevicePoolState State, DeviceAnswer Answer) Reserve(
-        DevicePoolState state, DeviceRequest request, IReadOnlyCollection<ClusterDevice> devices)
+        DevicePoolState state, DeviceRequest request, IReadOnlyCollection<ClusterDevice> devices, IReadOnlyDictionary<string, HostMachine> machines)
     {
         string jobId = request.Spec.JobId;
         var held = state.Reservations.FirstOrDefault(reservation => reservation.JobId == jobId);
@@ -59,6 +60,7 @@ public static class DevicePool
         var (plan, reason) = RecoveryPlanner.Plan(request.Spec, usable);
         if (plan is null)
             return request.Spec.IsElastic ? Wait(state with { Reservations = others }, request, reason) : (Release(state, jobId), new DeviceAnswer(null, false, reason));
+        plan = CoreShares.Divide(plan, devices.Where(device => taken.Contains(device.Id)).Select(device => device.Silo), machines);
         var reservation = new DeviceReservation(jobId, request.Attempt, [.. plan.Ranks.Select(rank => rank.Device)]);
         return (new DevicePoolState { Reservations = others.Add(reservation), Queue = state.Queue.Remove(jobId) }, new DeviceAnswer(plan, false, reason));
     }

@@ -30,7 +30,7 @@ internal sealed class DevicePoolGrain : Grain, IDevicePoolGrain
 
     public async Task<DeviceAnswer> Reserve(DeviceRequest request)
     {
-        var (next, answer) = DevicePool.Reserve(state, request, [.. devices.All().Where(device => !leaving.Contains(device.Silo))]);
+        var (next, answer) = DevicePool.Reserve(state, request, [.. devices.All().Where(device => !leaving.Contains(device.Silo))], devices.Machines());
         await Store(next);
         return answer;
     }

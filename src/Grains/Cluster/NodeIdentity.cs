@@ -9,20 +9,27 @@ public sealed class NodeIdentity
 {
     private const string NodeKey = "node";
     private const string DevicesKey = "devices";
+    private const string HostKey = "host";
+    private const string CoresKey = "cores";
 
     /// <param name="name">Unique in the cluster, e.g. the host name; no slash.</param>
     /// <param name="devices">Indices of the devices this silo owns.</param>
-    public NodeIdentity(string name, IEnumerable<int> devices)
+    /// <param name="machine">Where it runs.</param>
+    public NodeIdentity(string name, IEnumerable<int> devices, HostMachine machine)
     {
         if (name.Length == 0 || name.Contains('/'))
             throw new ArgumentException($"The node name '{name}' is empty or contains '/'.", nameof(name));
         Name = name;
         Devices = [.. devices];
+        Machine = machine;
     }
 
     public string Name { get; }
 
     public ImmutableSortedSet<int> Devices { get; }
+
+    /// <summary>Several silos, as nodes of their own, may share it.</summary>
+    public HostMachine Machine { get; }
 
     /// <summary>The devices as the planner knows them.</summary>
     public IEnumerable<DeviceId> DeviceIds => Devices.Select(index => new DeviceId(Name, index));
@@ -32,6 +39,8 @@ public sealed class NodeIdentity
     {
         [NodeKey] = Name,
         [DevicesKey] = string.Join(',', Devices.Select(index => index.ToString(CultureInfo.InvariantCulture))),
+        [HostKey] = Machine.Name,
+        [CoresKey] = Machine.NumCores.ToString(CultureInfo.InvariantCulture),
     };
 
     /// <summary>Reads what another silo announced; null when it owns no devices, as a coordinator or a silo of another program.</summary>
@@ -39,6 +48,10 @@ public sealed class NodeIdentity
     {
         if (!metadata.TryGetValue(NodeKey, out var name) || !metadata.TryGetValue(DevicesKey, out var devices))
             return null;
-        return new NodeIdentity(name, devices.Split(',', StringSplitOptions.RemoveEmptyEntries).Select(index => int.Parse(index, CultureInfo.InvariantCulture)));
+        if (!metadata.TryGetValue(HostKey, out var host) || !metadata.TryGetValue(CoresKey, out var cores))
+            return null;
+        return new NodeIdentity(
+            name, devices.Split(',', StringSplitOptions.RemoveEmptyEntries).Select(index => int.Parse(index, CultureInfo.InvariantCulture)),
+            new HostMachine(host, int.Parse(cores, CultureInfo.InvariantCulture)));
     }
 }

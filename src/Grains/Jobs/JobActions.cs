@@ -2,6 +2,7 @@ using System.Collections.Immutable;
 using Megatron.Compute.Training;
 using Megatron.Grains.Checkpoints;
 using Megatron.Grains.Cluster;
+using Megatron.Grains.Experts;
 using Megatron.Grains.Ranks;
 using Megatron.Grains.Rendezvous;
 using Megatron.Grains.Snapshots;
@@ -90,6 +91,15 @@ internal sealed class JobActions
         var taken = pool.Reservations.Where(reservation => reservation.JobId != spec.JobId).SelectMany(reservation => reservation.Devices).ToHashSet();
         var (larger, reason) = RecoveryPlanner.Plan(spec, [.. devices.All().Where(device => !taken.Contains(device.Id) && !state.Excluded.Contains(device))]);
         return larger?.WorldSize > plan.WorldSize ? reason : null;
+    }
+
+    /// <summary>Passes on what the routers of a stage counted.</summary>
+    public void TellExperts(JobState state, StageStepReport step, IReadOnlyList<long> tokens)
+    {
+        if (state is not { Spec: { } spec, Plan: { } plan })
+            return;
+        var counts = new ExpertCounts(state.AttemptId, step.Stage, step.Iteration, tokens, spec.Grid, plan.WorldSize);
+        GrainCalls.Send(grains.GetGrain<IExpertShardGrain>(spec.JobId).Record(counts), logger, "the load of the experts");
     }
 
     /// <summary>Renews the job's line in the directory: clients list it there, and it is how a lost job is found again.</summary>
@@ -227,7 +237,11 @@ internal sealed class JobActions
         string endpoint = FormattableString.Invariant($"{plan.RendezvousEndpoint}/{attempt.Attempt}");
         ImmutableArray<int> partners = state.Spec is { TakesSnapshots: true } ? SnapshotPlanner.Partners(plan) : [];
         return new StageLaunch(attempt, number, [.. plan.StageRanks(number).Select(rank => new RankStart(
-            rank.Device.GrainKey, new StartRank(attempt, config, rank.Rank, plan.WorldSize, rank.Device.LocalRank, endpoint, loadFolder) { SnapshotPartners = partners }, rank.Silo))]);
+            rank.Device.GrainKey, new StartRank(attempt, config, rank.Rank, plan.WorldSize, rank.Device.LocalRank, endpoint, loadFolder)
+            {
+                SnapshotPartners = partners,
+                NumThreads = rank.NumThreads,
+            }, rank.Silo))]);
     }
 
     private Task ForEachStage(JobState state, Func<IPipelineStageGrain, int, Task> call) =>

@@ -40,6 +40,13 @@ public sealed record JobNotice(
     long Sequence, DateTimeOffset Time, [property: Id(0)] int Rank, [property: Id(1)] RankNoticeLevel Level, [property: Id(2)] string Text)
     : JobEvent(Sequence, Time);
 
+/// <summary>A rank is much slower than its peers, or no longer.</summary>
+/// <param name="Factor">Its time without waiting over that of its peers; null when it is as fast as they again.</param>
+[GenerateSerializer, Immutable]
+public sealed record JobStraggler(
+    long Sequence, DateTimeOffset Time, [property: Id(0)] int Rank, [property: Id(1)] int Stage, [property: Id(2)] long Iteration, [property: Id(3)] double? Factor)
+    : JobEvent(Sequence, Time);
+
 /// <summary>Events between two that this watcher got have left the ring.</summary>
 /// <param name="NumSkipped">How many; 0 when nobody knows, because the job's grain has moved to another silo.</param>
 [GenerateSerializer, Immutable]

@@ -24,6 +24,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
     private readonly ILogger<JobGrain> logger;
     private readonly JobActions actions;
     private readonly ProgressWatches progress;
+    private readonly StageBoard stages = new();
     private readonly JobEventLog events = new(EventRingSize);
     private readonly Dictionary<(int Attempt, int Stage, Guid Incarnation), long> lastSequences = [];
     private readonly CancellationTokenSource ending = new();
@@ -176,9 +177,11 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
 
     private async Task TakeStep(StageMessage message, StageStepReport step)
     {
+        int attempt = message.Attempt.Attempt;
+        if (attempt == state.Attempt)
+            NoteStage(message, step);
         if (message.Stage != (state.Plan?.NumStages ?? 1) - 1)
             return;
-        int attempt = message.Attempt.Attempt;
         if (!step.BatchHashesAgree)
         {
             await Apply(new JobInput.AttemptFailed(attempt, FormattableString.Invariant($"The ranks trained on different batches at step {step.Iteration}.")));
@@ -190,7 +193,19 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
             return;
         GrainLog.StepDone(logger, message.Attempt.JobId, attempt, step.Iteration, step.Loss, step.GradNorm, step.StepTime.TotalMilliseconds);
         ledger.Post(JobLedger.Line(attempt, step, spec.Grid, plan.WorldSize, time.GetUtcNow()));
-        Announce(message, (sequence, now) => new JobStepDone(sequence, now, step));
+        Announce(message, (sequence, now) => new JobStepDone(sequence, now, step with { TokensPerExpert = null }));
+    }
+
+    private void NoteStage(StageMessage message, StageStepReport step)
+    {
+        if (step.TokensPerExpert is { } tokens)
+            actions.TellExperts(state, step, tokens);
+        if (stages.Take(message.Attempt.Attempt, step) is not { } change)
+            return;
+        if (change.Before is { } before)
+            Announce(message, (sequence, now) => new JobStraggler(sequence, now, before.Rank, step.Stage, step.Iteration, null));
+        if (change.Now is { } named)
+            Announce(message, (sequence, now) => new JobStraggler(sequence, now, named.Rank, step.Stage, step.Iteration, named.Factor));
     }
 
     private async Task TakeReport(StageMessage message, RankReport report)
@@ -347,5 +362,6 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
         Spec = state.Spec,
         SubmittedAt = state.SubmittedAt,
         EndedAt = state.EndedAt,
+        Stages = stages.Rows,
     };
 }

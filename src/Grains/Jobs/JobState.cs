@@ -1,6 +1,7 @@
 using System.Collections.Immutable;
 using Megatron.Compute.Training;
 using Megatron.Grains.Cluster;
+using Megatron.Grains.Stages;
 
 namespace Megatron.Grains.Jobs;
 
@@ -183,4 +184,7 @@ public sealed record JobStatus
     [Id(11)] public DateTimeOffset SubmittedAt { get; init; }
 
     [Id(12)] public DateTimeOffset? EndedAt { get; init; }
+
+    /// <summary>The newest step of each pipeline stage that has reported one to this activation of the job.</summary>
+    [Id(13)] public ImmutableArray<StageStatus> Stages { get; init; } = [];
 }

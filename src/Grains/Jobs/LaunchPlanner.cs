@@ -16,7 +16,11 @@ public readonly record struct DeviceId([property: Id(0)] string Node, [property:
 /// <param name="Silo">The silo that owned the device when the plan was made; another one in its place is a loss.</param>
 [GenerateSerializer, Immutable]
 public sealed record RankPlacement(
-    [property: Id(0)] int Rank, [property: Id(1)] int Stage, [property: Id(2)] DeviceId Device, [property: Id(3)] string Silo);
+    [property: Id(0)] int Rank, [property: Id(1)] int Stage, [property: Id(2)] DeviceId Device, [property: Id(3)] string Silo)
+{
+    /// <summary>Threads for the rank's operations on a CPU; null leaves them to its worker.</summary>
+    [Id(4)] public int? NumThreads { get; init; }
+}
 
 /// <summary>Where each rank of an attempt runs and how the ranks find one another.</summary>
 /// <param name="Ranks">In rank order.</param>

@@ -33,7 +33,7 @@ internal sealed class DeviceOwnerPlacementDirector : IPlacementDirector
         {
             foreach (var silo in context.GetCompatibleSilos(target))
             {
-                if (cluster.IdentityOf(silo) is { } node && node.Devices.Contains(localRank) && key.AsSpan(0, slash).SequenceEqual(node.Name))
+                if (cluster.Owns(silo, key.AsSpan(0, slash), localRank))
                     return Task.FromResult(silo);
             }
         }

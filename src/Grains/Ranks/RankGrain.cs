@@ -48,7 +48,7 @@ internal sealed class RankGrain : Grain, IRankGrain
 
     public Task Start(StartRank command, string silo, string stageGrainKey)
     {
-        if (silo != cluster.LocalSilo)
+        if (!cluster.IsHere(silo))
             throw new OrleansException($"Device {Device} belongs to silo {cluster.LocalSilo}, the plan counts on {silo}.");
         if (session is { } old)
         {

@@ -12,6 +12,7 @@ public sealed class ReportAggregator
     private readonly int numRanks;
     private readonly SortedDictionary<long, Dictionary<int, StepReport>> steps = [];
     private readonly Dictionary<(long Iteration, bool Final), Dictionary<int, EvaluationReport>> evaluations = [];
+    private readonly StragglerWatch stragglers = new();
     private long lastCompleteStep;
 
     public ReportAggregator(int stage, int numRanks)
@@ -74,6 +75,27 @@ public sealed class ReportAggregator
             LoadBalancingLoss = ranks.Average(rank => rank.LoadBalancingLoss),
             ZLoss = ranks.Average(rank => rank.ZLoss),
             ParamsNorm = first.ParamsNorm,
+            NumRanks = numRanks,
+            ComputeTime = Mean(ranks, rank => rank.ComputeTime),
+            BubbleFraction = Mean(ranks, rank => rank.PipelineWait) / slowest.StepTime,
+            Straggler = stragglers.Add([.. ranks.Select(rank => (rank.Rank, rank.ComputeTime))]),
+            TokensPerExpert = SumOfExperts(ranks),
         };
+    }
+
+    private static TimeSpan? Mean(List<StepReport> ranks, Func<StepReport, TimeSpan?> select) =>
+        ranks.Average(rank => (double?)select(rank)?.Ticks) is { } ticks ? TimeSpan.FromTicks((long)ticks) : null;
+
+    private static long[]? SumOfExperts(List<StepReport> ranks)
+    {
+        if (ranks[0].TokensPerExpert is not { } first)
+            return null;
+        var sum = new long[first.Count];
+        foreach (var rank in ranks)
+        {
+            for (int expert = 0; expert < sum.Length; expert++)
+                sum[expert] += rank.TokensPerExpert?[expert] ?? 0;
+        }
+        return sum;
     }
 }

@@ -50,9 +50,29 @@ public sealed record StageStepReport
     /// <summary>Global L2 norm of the weights after the step, when it was asked for.</summary>
     [Id(16)] public double? ParamsNorm { get; init; }
 
+    /// <summary>Mean over the ranks of the time in which they did not wait for others; null on devices that are not waited for.</summary>
+    [Id(17)] public TimeSpan? ComputeTime { get; init; }
+
+    /// <summary>Share of the step in which the ranks waited for a neighbour of their pipeline, mean over the ranks; likewise.</summary>
+    [Id(18)] public double? BubbleFraction { get; init; }
+
+    /// <summary>The rank that is much slower than its peers, as <see cref="StragglerWatch"/> sees it.</summary>
+    [Id(19)] public Straggler? Straggler { get; init; }
+
+    /// <summary>Tokens that the stage's routers gave to each expert; null without experts and between log intervals.</summary>
+    [Id(20)] public IReadOnlyList<long>? TokensPerExpert { get; init; }
+
+    [Id(21)] public int NumRanks { get; init; }
+
     /// <summary>Mean loss of the step's target tokens.</summary>
     public double Loss => LossSum / TokenCount;
 }
+
+/// <summary>What a client sees of a pipeline stage: its newest step.</summary>
+[GenerateSerializer, Immutable]
+public sealed record StageStatus(
+    [property: Id(0)] int Stage, [property: Id(1)] int NumRanks, [property: Id(2)] long Iteration, [property: Id(3)] TimeSpan StepTime,
+    [property: Id(4)] TimeSpan? ComputeTime, [property: Id(5)] double? BubbleFraction, [property: Id(6)] Straggler? Straggler);
 
 /// <summary>One evaluation as the ranks of the last stage saw it.</summary>
 [GenerateSerializer, Immutable]

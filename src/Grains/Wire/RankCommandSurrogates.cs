@@ -30,13 +30,14 @@ internal struct StartRankSurrogate
     [Id(5)] public string RendezvousEndpoint;
     [Id(6)] public string? LoadFolder;
     [Id(7)] public int[]? SnapshotPartners;
+    [Id(8)] public int? NumThreads;
 }
 
 [RegisterConverter]
 internal sealed class StartRankConverter : IConverter<StartRank, StartRankSurrogate>
 {
     public StartRank ConvertFromSurrogate(in StartRankSurrogate s) =>
-        new(s.Attempt, s.ConfigJson, s.Rank, s.WorldSize, s.LocalRank, s.RendezvousEndpoint, s.LoadFolder) { SnapshotPartners = s.SnapshotPartners ?? [] };
+        new(s.Attempt, s.ConfigJson, s.Rank, s.WorldSize, s.LocalRank, s.RendezvousEndpoint, s.LoadFolder) { SnapshotPartners = s.SnapshotPartners ?? [], NumThreads = s.NumThreads };
 
     public StartRankSurrogate ConvertToSurrogate(in StartRank v) => new()
     {
@@ -48,6 +49,7 @@ internal sealed class StartRankConverter : IConverter<StartRank, StartRankSurrog
         RendezvousEndpoint = v.RendezvousEndpoint,
         LoadFolder = v.LoadFolder,
         SnapshotPartners = [.. v.SnapshotPartners],
+        NumThreads = v.NumThreads,
     };
 }
 

@@ -72,6 +72,9 @@ internal struct StepReportSurrogate
     [Id(13)] public double? LoadBalancingLoss;
     [Id(14)] public double? ZLoss;
     [Id(15)] public double? ParamsNorm;
+    [Id(16)] public TimeSpan? ComputeTime;
+    [Id(17)] public TimeSpan? PipelineWait;
+    [Id(18)] public IReadOnlyList<long>? TokensPerExpert;
 }
 
 [RegisterConverter]
@@ -84,6 +87,9 @@ internal sealed class StepReportConverter : IConverter<StepReport, StepReportSur
             LoadBalancingLoss = s.LoadBalancingLoss,
             ZLoss = s.ZLoss,
             ParamsNorm = s.ParamsNorm,
+            ComputeTime = s.ComputeTime,
+            PipelineWait = s.PipelineWait,
+            TokensPerExpert = s.TokensPerExpert,
         };
 
     public StepReportSurrogate ConvertToSurrogate(in StepReport v) => new()
@@ -104,6 +110,9 @@ internal sealed class StepReportConverter : IConverter<StepReport, StepReportSur
         LoadBalancingLoss = v.LoadBalancingLoss,
         ZLoss = v.ZLoss,
         ParamsNorm = v.ParamsNorm,
+        ComputeTime = v.ComputeTime,
+        PipelineWait = v.PipelineWait,
+        TokensPerExpert = v.TokensPerExpert,
     };
 }
 

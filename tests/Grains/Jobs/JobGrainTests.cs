@@ -261,6 +261,25 @@ public sealed class JobGrainTests
     }
 
     [Fact]
+    public async Task Steps_WithASlowRank_AreShownByStageAndTellItOnce()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(4, (_, command) => command is StartRank start
+            ?
+            [
+                FakeRankWorker.Started(start),
+                .. Enumerable.Range(1, 40).Select(step => FakeRankWorker.Step(start, step) with { ComputeTime = TimeSpan.FromMilliseconds(start.Rank == 3 && step is > 10 and < 25 ? 100 : 50) }),
+                new RankFinished(start.Attempt, start.Rank, 40, Completed: true),
+            ]
+            : []);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 4, pipelineSize: 2));
+        var told = (await cluster.WatchToEndAsync("a")).OfType<JobStraggler>().ToList();
+        Assert.Equal([(3, 1, true), (3, 1, false)], told.Select(item => (item.Rank, item.Stage, item.Factor is not null)));
+        Assert.InRange(told[0].Iteration, 11, 20);
+        var stages = (await cluster.Job("a").GetStatus()).Stages;
+        Assert.Equal([(0, 2, 40L), (1, 2, 40L)], stages.Select(stage => (stage.Stage, stage.NumRanks, stage.Iteration)));
+    }
+
+    [Fact]
     public async Task Watch_AtItsEnd_NothingOfTheJobIsUnderWay()
     {
         await using var cluster = await TrainingCluster.StartAsync(2, FakeRankWorker.TrainToEnd(1));

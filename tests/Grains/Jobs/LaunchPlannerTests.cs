@@ -85,7 +85,7 @@ public sealed class LaunchPlannerTests
                 continue;
             }
             DeviceAnswer answer;
-            (state, answer) = DevicePool.Reserve(state, new DeviceRequest(job, ++attempts[job.JobId], []), devices);
+            (state, answer) = DevicePool.Reserve(state, new DeviceRequest(job, ++attempts[job.JobId], []), devices, new Dictionary<string, HostMachine>());
             CheckAnswer(state, answer, job, devices);
         }
     }

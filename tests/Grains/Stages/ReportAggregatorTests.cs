@@ -22,6 +22,19 @@ public sealed class ReportAggregatorTests
     }
 
     [Fact]
+    public void Add_TimesAndTokens_AreJoinedOverTheRanks()
+    {
+        var aggregator = new ReportAggregator(stage: 0, numRanks: 2);
+        TimeSpan Ms(int ms) => TimeSpan.FromMilliseconds(ms);
+        aggregator.Add(Step(0, 1) with { StepTime = Ms(100), ComputeTime = Ms(60), PipelineWait = Ms(10), TokensPerExpert = [1, 2] });
+        var step = aggregator.Add(Step(1, 1) with { StepTime = Ms(90), ComputeTime = Ms(80), PipelineWait = Ms(30), TokensPerExpert = [3, 4] });
+        Assert.Equal((Ms(70), 0.2), (step?.ComputeTime, step?.BubbleFraction));
+        Assert.Equal([4, 6], step?.TokensPerExpert);
+        aggregator.Add(Step(0, 2));
+        Assert.Equal((null, null, null), (aggregator.Add(Step(1, 2)) is { } plain ? (plain.ComputeTime, plain.BubbleFraction, plain.TokensPerExpert) : default));
+    }
+
+    [Fact]
     public void Add_Repetition_ChangesNothing()
     {
         var aggregator = new ReportAggregator(stage: 0, numRanks: 2);

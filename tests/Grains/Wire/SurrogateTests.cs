@@ -16,10 +16,10 @@ public sealed class SurrogateTests
 
     private static readonly object[] samples =
     [
-        new StartRank(attempt, "{\"lr\":1}", 1, 2, 3, "local:x", "/iter") { SnapshotPartners = [1, 0] }, new StopRank(attempt, true, "signal"), new AbortRank(attempt, "peer"),
+        new StartRank(attempt, "{\"lr\":1}", 1, 2, 3, "local:x", "/iter") { SnapshotPartners = [1, 0], NumThreads = 4 }, new StopRank(attempt, true, "signal"), new AbortRank(attempt, "peer"),
         new CommitCheckpoint(attempt, "s", 7, [receipt]), new RankStarted(attempt, 1, 2, 3, 4),
         new TrainingPlanned(attempt, 1, 100, 5, 16), new EvaluationReport(attempt, 1, 10, 2.5, 3.5, true),
-        new StepReport(attempt, 1, 2, 3.5, 4.5, 5, 6.5, 7.5, 8.5, true, 9, TimeSpan.FromTicks(10)) { FloatingPointOperations = 11.5, LoadBalancingLoss = 12.5, ZLoss = 13.5 },
+        new StepReport(attempt, 1, 2, 3.5, 4.5, 5, 6.5, 7.5, 8.5, true, 9, TimeSpan.FromTicks(10)) { FloatingPointOperations = 11.5, LoadBalancingLoss = 12.5, ZLoss = 13.5, ComputeTime = TimeSpan.FromTicks(14), PipelineWait = TimeSpan.FromTicks(15), TokensPerExpert = new long[] { 16, 17 } },
         new RankNotice(attempt, 1, RankNoticeLevel.Warning, "text"), new RankBusy(attempt, 1, "the checkpoint"), receipt, new CheckpointCommitted(attempt, 1, "s", 7, "/iter"),
         new RankFinished(attempt, 1, 2, true), new RankFaulted(attempt, 1, "message", true, "detail"),
     ];

@@ -3,6 +3,7 @@ using System.Text.Json;
 using Megatron.Client.Cluster;
 using Megatron.Client.Jobs;
 using Megatron.Compute.Configuration;
+using Megatron.Grains.Experts;
 using Megatron.Grains.Jobs;
 using Megatron.Silo;
 
@@ -69,12 +70,23 @@ public sealed class JobsCommand(CommandConsole console, TimeProvider time) : IVe
     private async Task<int> ShowAsync(ClusterConnection cluster, string id, string form)
     {
         var status = await RequireAsync(cluster, id);
+        var experts = await cluster.Grains.GetGrain<IExpertShardGrain>(id).GetLoad();
         if (form == "json")
         {
             console.Out.WriteLine(JsonSerializer.Serialize(new
             {
                 job = status.JobId, phase = Word(status.Phase), attempt = status.Attempt, step = status.LastIteration, checkpoint = status.Checkpoint?.Folder,
                 folder = status.Spec?.OutputFolder, exit_code = status.Outcome?.ExitCode, reason = status.Reason,
+                stages = status.Stages.Select(stage => new
+                {
+                    stage = stage.Stage, ranks = stage.NumRanks, step = stage.Iteration, step_time_ms = stage.StepTime.TotalMilliseconds,
+                    compute_time_ms = stage.ComputeTime?.TotalMilliseconds, bubble = stage.BubbleFraction, slow_rank = stage.Straggler?.Rank,
+                }),
+                experts = experts?.Shards.Select(load => new
+                {
+                    first = load.Shard.FirstExpert, end = load.Shard.EndExpert, ranks = load.Shard.Ranks.ToArray(), tokens = load.Tokens, imbalance = load.Imbalance,
+                }),
+                tokens_per_expert = experts?.TokensPerExpert.ToArray(),
             }));
             return ExitCode.Ok;
         }
@@ -90,6 +102,8 @@ public sealed class JobsCommand(CommandConsole console, TimeProvider time) : IVe
         Row("submitted", ConsoleLines.Time(status.SubmittedAt.ToLocalTime()));
         if (status.EndedAt is { } ended) Row("ended", ConsoleLines.Time(ended.ToLocalTime()));
         if (status.Outcome is { } outcome) Row("exit code", Number(outcome.ExitCode));
+        if (!status.Stages.IsEmpty) ShowTable(JobTables.Stages(status.Stages));
+        if (experts is not null) ShowTable(JobTables.Experts(experts));
         return ExitCode.Ok;
     }
 
@@ -152,6 +166,12 @@ public sealed class JobsCommand(CommandConsole console, TimeProvider time) : IVe
         int? exitCode = await new ClusterFollower(cluster.Grains.GetGrain<IJobGrain>(id), view.Console, time).FollowAsync(signals.StopRequested, signals.Abort);
         if (exitCode is null) Detachment.Say(view, id, cluster.Address);
         return exitCode ?? ExitCode.Ok;
+    }
+
+    private void ShowTable(TextTable table)
+    {
+        console.Out.WriteLine();
+        table.Write(console.Out, console.Columns);
     }
 
     private static async Task<JobStatus> RequireAsync(ClusterConnection cluster, string id)
