@@ -73,7 +73,7 @@ public sealed class RotaryFrequenciesTests
         {
             Base = 10_000, ScalingType = "yarn", Factor = 4, OriginalMaxPositionEmbeddings = 4096, AttentionFactor = attentionFactor, MScale = mscale, MScaleAllDim = mscaleAllDim,
         };
-        Assert.Equal(expected, RotaryFrequencies.Compute(config, 64, 16384).Magnitude, 12);
+        Assert.Equal(expected, RotaryFrequencies.Compute(config, 64, 16384).Magnitude, 1e-12);
     }
 
     private static void Near(double expected, float actual) => Assert.Equal(expected, actual, 2e-6 * expected);
