@@ -28,6 +28,9 @@ internal static partial class GrainLog
     [LoggerMessage(LogLevel.Information, "job {JobId} attempt {Attempt} save {SaveId} step {Iteration}: {Reason}")]
     public static partial void Checkpoint(ILogger logger, string jobId, int attempt, string saveId, long iteration, string reason);
 
+    [LoggerMessage(LogLevel.Warning, "silo {Silo} is gone: its machine refuses connections")]
+    public static partial void SiloGone(ILogger logger, string silo);
+
     [LoggerMessage(LogLevel.Warning, "a message was not delivered ({What}): {Message}")]
     public static partial void CallFailed(ILogger logger, string what, string message);
 

@@ -31,6 +31,8 @@ public static class GrainServices
         silo.Services.TryAddSingleton(new ControlClock(TimeProvider.System));
         silo.Services.TryAddSingleton(new JobTimings());
         silo.Services.TryAddSingleton<ISiloProcess, LastingSiloProcess>();
+        silo.Services.TryAddSingleton<ISiloProbe, NoSiloProbe>();
+        silo.Services.AddSingleton<LostSilos>();
         silo.Services.TryAddSingleton(new SideEffectFence());
         silo.Services.AddSingleton(node);
         silo.Services.AddSingleton(services => new RankServices(attempt => new GrainRendezvousStore(services.GetRequiredService<IGrainFactory>(), attempt), services.GetRequiredService<SideEffectFence>(), services.GetRequiredService<PeerSnapshotStore>()));

@@ -116,6 +116,7 @@ public sealed class SiloHost : IAsyncDisposable
                 StandAlone(silo);
             silo.Configure<ClusterMembershipOptions>(options.Membership.ApplyTo);
             silo.Services.AddSingleton<ISiloProcess>(process);
+            if (options.Cluster is not null) silo.Services.AddSingleton<ISiloProbe, PortProbe>();
             silo.Services.AddSingleton(process.Fence);
             silo.AddTrainingGrains(new NodeIdentity(options.NodeName, options.Devices, options.Machine), workers);
         });

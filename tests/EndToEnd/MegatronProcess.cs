@@ -46,8 +46,8 @@ internal sealed class MegatronProcess : IDisposable
         await kill.WaitForExitAsync(TestContext.Current.CancellationToken);
     }
 
-    /// <summary>Resident memory right now, in KiB.</summary>
-    public int ResidentKiB() => StatusKiB("VmRSS:");
+    /// <summary>Lets <see cref="PeakResidentKiB"/> begin anew (proc(5), clear_refs).</summary>
+    public void ForgetPeakResident() => File.WriteAllText($"/proc/{process.Id}/clear_refs", "5");
 
     /// <summary>The most resident memory so far, in KiB.</summary>
     public int PeakResidentKiB() => StatusKiB("VmHWM:");

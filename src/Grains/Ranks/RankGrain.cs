@@ -20,16 +20,18 @@ internal sealed class RankGrain : Grain, IRankGrain
     private readonly RankWorkerRegistry workers;
     private readonly ClusterDevices cluster;
     private readonly ISiloProcess process;
+    private readonly LostSilos lostSilos;
     private readonly ControlClock clock;
     private readonly ILogger<RankGrain> logger;
     private readonly CancellationTokenSource ending = new();
     private RankSession? session;
 
-    public RankGrain(RankWorkerRegistry workers, ClusterDevices cluster, ISiloProcess process, ControlClock clock, ILogger<RankGrain> logger)
+    public RankGrain(RankWorkerRegistry workers, ClusterDevices cluster, ISiloProcess process, LostSilos lostSilos, ControlClock clock, ILogger<RankGrain> logger)
     {
         this.workers = workers;
         this.cluster = cluster;
         this.process = process;
+        this.lostSilos = lostSilos;
         this.clock = clock;
         this.logger = logger;
     }
@@ -130,6 +132,9 @@ internal sealed class RankGrain : Grain, IRankGrain
         var stage = GrainFactory.GetGrain<IPipelineStageGrain>(from.StageGrainKey);
         var checkpoints = GrainFactory.GetGrain<ICheckpointGrain>(attempt.JobId);
         List<SequencedReport> forStage = [];
+        // The stage's grain may be on the silo that is lost: the look does not wait for it.
+        if (reports.Any(item => item.Report is RankFaulted { IsUserError: false }))
+            GrainCalls.Send(lostSilos.LookAsync(), logger, "a silo may be lost");
         foreach (var item in reports)
         {
             if (item.Report is CheckpointReceipt receipt)
