@@ -74,7 +74,7 @@ public sealed class SelfAttention : IInputRestorable
         var attended_TND = core.Forward(
             queryKey_TAD.narrow(1, 0, numHeads), queryKey_TAD.narrow(1, numHeads, numGroups), heads_TQD.narrow(1, numHeads + numGroups, numGroups),
             saved.Child(Core));
-        return output.Forward(attended_TND.view(-1, numHeads * headDim), saved.Child(OutputLinear)).MoveToOuterDisposeScope();
+        return output.Forward(attended_TND.reshape(-1, numHeads * headDim), saved.Child(OutputLinear)).MoveToOuterDisposeScope();
     }
 
     /// <inheritdoc/>
