@@ -10,7 +10,7 @@ namespace Megatron.Testing;
 /// </summary>
 public static class SaverLoop
 {
-    private static readonly (string Name, long[] Shape)[] tensors = [("a.weight", [64, 48]), ("b.weight", [40, 32]), ("c.weight", [1000])];
+    private static readonly (string Name, long[] Shape)[] tensors = [("a.weight", [64, 48]), ("b.weight", [40, 32]), ("c.weight", [1000]), ("d.weight", [640, 512])];
 
     /// <summary>
     /// Reads an iteration from each line of the standard input, saves it and prints what came out. Each save runs on a thread of its own, so that a

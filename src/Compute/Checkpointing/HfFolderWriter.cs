@@ -79,7 +79,7 @@ public static class HfFolderWriter
     }
 
     /// <summary>Names and contents of the files of a folder that belong to its tokenizer, in a fixed order; those ending in .gz unpacked.</summary>
-    /// <exception cref="Configuration.ConfigException">TOK002: a file cannot be read.</exception>
+    /// <exception cref="IOException">A file cannot be read.</exception>
     public static IEnumerable<(string Name, byte[] Content)> TokenizerContents(string folder)
     {
         var templates = Directory.EnumerateFiles(folder, "chat_template*").Select(path => Path.GetFileName(path)).Order(StringComparer.Ordinal);

@@ -25,7 +25,7 @@ public sealed record SafetensorsSpec(string Name, SafetensorsDType DType, long[]
 /// </summary>
 /// <remarks>Tensors in ordinal order of their names and metadata <c>format = pt</c> give the bytes that Hugging Face's library writes
 /// when all tensors have one dtype.</remarks>
-public sealed unsafe class SafetensorsWriter : IDisposable
+public sealed class SafetensorsWriter : IDisposable
 {
     private const int BufferBytes = 1 << 20;
 
@@ -34,7 +34,7 @@ public sealed unsafe class SafetensorsWriter : IDisposable
     private readonly SafeFileHandle handle;
     private readonly SafeFileHandle? direct;
     private readonly XxHash128 hash = new();
-    private byte* buffer = (byte*)NativeMemory.AlignedAlloc(BufferBytes, FileSync.DirectAlignment);
+    private readonly Memory<byte> buffer = AlignedBuffer();
     private int buffered;
     private long position;
     private int next;
@@ -134,8 +134,14 @@ public sealed unsafe class SafetensorsWriter : IDisposable
     {
         handle.Dispose();
         direct?.Dispose();
-        NativeMemory.AlignedFree(buffer);
-        buffer = null;
+    }
+
+    // Pinned, so that the address keeps its alignment; the collector frees it, whatever becomes of the file.
+    private static Memory<byte> AlignedBuffer()
+    {
+        var array = GC.AllocateUninitializedArray<byte>(BufferBytes + FileSync.DirectAlignment, pinned: true);
+        var misplaced = (int)(Marshal.UnsafeAddrOfPinnedArrayElement(array, 0) % FileSync.DirectAlignment);
+        return array.AsMemory(FileSync.DirectAlignment - misplaced, BufferBytes);
     }
 
     private static void WriteEntry(Utf8JsonWriter json, SafetensorsSpec tensor, long offset)
@@ -166,7 +172,7 @@ public sealed unsafe class SafetensorsWriter : IDisposable
         while (bytes.Length > 0)
         {
             var count = Math.Min(bytes.Length, BufferBytes - buffered);
-            bytes[..count].CopyTo(new Span<byte>(buffer + buffered, count));
+            bytes[..count].CopyTo(buffer.Span[buffered..]);
             buffered += count;
             bytes = bytes[count..];
             if (buffered == BufferBytes) FlushBuffer();
@@ -176,7 +182,7 @@ public sealed unsafe class SafetensorsWriter : IDisposable
     private void FlushBuffer()
     {
         var target = buffered == BufferBytes ? direct ?? handle : handle;
-        RandomAccess.Write(target, new ReadOnlySpan<byte>(buffer, buffered), position);
+        RandomAccess.Write(target, buffer.Span[..buffered], position);
         position += buffered;
         buffered = 0;
     }

@@ -43,8 +43,9 @@ internal static class TokenizerFiles
 
     /// <summary>
     /// The content of <paramref name="name"/> in a folder, or of <paramref name="name"/>.gz without its compression: programs that load a
-    /// model folder look for the plain file. Null when neither exists; TOK002 as in <see cref="Read"/>.
+    /// model folder look for the plain file. Null when neither exists.
     /// </summary>
+    /// <exception cref="IOException">The file cannot be read or unpacked: for who copies it, a disk that fails like any other.</exception>
     public static byte[]? Content(string folder, string name)
     {
         var path = Path.Combine(folder, name);
@@ -53,9 +54,9 @@ internal static class TokenizerFiles
         {
             return ReadBytes(path).ToArray();
         }
-        catch (Exception error) when (error is IOException or InvalidDataException or UnauthorizedAccessException)
+        catch (InvalidDataException damaged)
         {
-            throw Refuse(path, $"cannot be read ({error.Message})");
+            throw new IOException($"{path} cannot be unpacked ({damaged.Message.TrimEnd('.')}).", damaged);
         }
     }
 

@@ -10,6 +10,8 @@ namespace Megatron.Compute.Training;
 internal sealed class CheckpointContent(StartRank start, string modelFolder)
 {
     private ReplicaShares? shares;
+    private HfSideFiles? sideFiles;
+    private Lazy<string?>? tokenizerHash;
 
     /// <summary>This rank's weights and state; the views belong to the dispose scope that is open.</summary>
     /// <returns>The content, and the bytes of the whole checkpoint.</returns>
@@ -66,7 +68,7 @@ internal sealed class CheckpointContent(StartRank start, string modelFolder)
             JobId = start.Attempt.JobId,
             Attempt = start.Attempt.Attempt,
             ModelConfig = ConfigFacts.Of(rank.ModelConfig),
-            TokenizerHash = ConfigFacts.TokenizerHash(config.Tokenizer ?? modelFolder),
+            TokenizerHash = (tokenizerHash ??= new Lazy<string?>(ConfigFacts.TokenizerHash(config.Tokenizer ?? modelFolder))).Value,
             Layout = new CheckpointLayout
             {
                 TensorParallel = dims.TensorParallelSize,
@@ -97,7 +99,8 @@ internal sealed class CheckpointContent(StartRank start, string modelFolder)
             [.. HfTensorCatalog.Of(model).Select(tensor => new SafetensorsSpec(tensor.Name, dtype, tensor.Shape))], HfShardPlan.ParseSize(config.MaxShardSize));
     }
 
-    private HfSideFiles SideFiles(RankSetup rank) => new()
+    // The same in every save, and read from the model's folder once: it may be far away, or gone by then.
+    private HfSideFiles SideFiles(RankSetup rank) => sideFiles ??= new()
     {
         Config = HfConfigWriter.Write(File.ReadAllBytes(Path.Combine(modelFolder, "config.json")), rank.ModelConfig, rank.Config.TorchDtype),
         GenerationConfig = ReadIfThere(Path.Combine(modelFolder, "generation_config.json")),
