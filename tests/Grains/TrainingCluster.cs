@@ -5,6 +5,7 @@ using Megatron.Grains.Cluster;
 using Megatron.Grains.Jobs;
 using Megatron.Testing;
 using Microsoft.Extensions.DependencyInjection;
+using Orleans.Runtime.Placement;
 using Orleans.TestingHost;
 
 namespace Megatron.Grains.Tests;
@@ -76,6 +77,20 @@ public sealed class TrainingCluster : IAsyncDisposable
     {
         var status = await Grains.GetGrain<IMembershipGrain>(IMembershipGrain.Key).GetStatus();
         return status.Silos.Single(silo => silo.Node == $"node{node}").Address;
+    }
+
+    /// <summary>Has the grain of a job live on the silo of a node; before anything else is asked of it.</summary>
+    public async Task PlaceJobAsync(string id, int node)
+    {
+        RequestContext.Set(IPlacementDirector.PlacementHintKey, SiloAddress.FromParsableString(await SiloOfAsync(node)));
+        try
+        {
+            await Job(id).GetStatus();
+        }
+        finally
+        {
+            RequestContext.Remove(IPlacementDirector.PlacementHintKey);
+        }
     }
 
     /// <summary>Starts another silo, with devices of its own.</summary>

@@ -5,12 +5,20 @@ using Megatron.Testing;
 namespace Megatron.Grains.Tests.Snapshots;
 
 /// <summary>A silo is lost while the others hold snapshots: what the next attempt starts from, and what the job says. Workers and holders are fakes.</summary>
-public sealed class SnapshotRecoveryTests
+public sealed class SnapshotRecoveryTests : IDisposable
 {
-    [Fact]
-    public async Task SiloKilled_OthersHoldASnapshot_GoesOnFromIt()
+    private readonly TemporaryFolder folder = new();
+
+    public void Dispose() => folder.Dispose();
+
+    // A job whose own silo is lost knows the step it had reached from the ledger.
+    [Theory]
+    [InlineData(0)]
+    [InlineData(2)]
+    public async Task SiloKilled_OthersHoldASnapshot_GoesOnFromIt(int nodeOfJob)
     {
         await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 3);
+        await cluster.PlaceJobAsync("a", nodeOfJob);
         var starts = await StartAsync(cluster, 3);
         Assert.All(starts, start => Assert.Equal([1, 2, 0], start.SnapshotPartners));
         // Node 1 holds the copies of rank 0, and of step 7 not those of itself: it was on its way.
@@ -69,19 +77,22 @@ public sealed class SnapshotRecoveryTests
         await WaitForDiscardsAsync(cluster, int.MaxValue);
     }
 
-    private static async Task WaitForDiscardsAsync(TrainingCluster cluster, int attempt)
+    private static Task WaitForDiscardsAsync(TrainingCluster cluster, int attempt) =>
+        WaitUntilAsync(() => Task.FromResult(cluster.Snapshots(0).Discards.Contains(attempt) && cluster.Snapshots(1).Discards.Contains(attempt)));
+
+    private static async Task WaitUntilAsync(Func<Task<bool>> holds)
     {
         using var patience = new CancellationTokenSource(TimeSpan.FromMinutes(1));
-        while (!cluster.Snapshots(0).Discards.Contains(attempt) || !cluster.Snapshots(1).Discards.Contains(attempt))
+        while (!await holds())
             await Task.Delay(TimeSpan.FromMilliseconds(20), patience.Token);
     }
 
     private static string Written(TrainingCluster cluster, int node) => string.Concat(cluster.Snapshots(node).Written.Select(order => $"[{string.Join(' ', order.Ranks)}]"));
 
     // One device a node: rank n lies on node n.
-    private static async Task<StartRank[]> StartAsync(TrainingCluster cluster, int count)
+    private async Task<StartRank[]> StartAsync(TrainingCluster cluster, int count)
     {
-        await cluster.Job("a").Submit(TrainingCluster.Spec("a", count, maxRestarts: 3, isElastic: true) with { TakesSnapshots = true });
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a", count, maxRestarts: 3, isElastic: true) with { TakesSnapshots = true, OutputFolder = folder.Root });
         var starts = await NextStartsAsync(cluster, count);
         foreach (var start in starts)
         {
@@ -90,6 +101,7 @@ public sealed class SnapshotRecoveryTests
                 cluster.Worker(start.Rank, 0).Report(FakeRankWorker.Step(start, step));
         }
         await cluster.WaitForAsync<JobStepDone>("a", done => done.Step.Iteration == 7);
+        await WaitUntilAsync(async () => await JobLedger.ReadLastStepAsync(folder.Root) == 7);
         return starts;
     }
 
