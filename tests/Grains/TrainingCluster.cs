@@ -82,15 +82,11 @@ public sealed class TrainingCluster : IAsyncDisposable
     /// <summary>Has the grain of a job live on the silo of a node; before anything else is asked of it.</summary>
     public async Task PlaceJobAsync(string id, int node)
     {
-        RequestContext.Set(IPlacementDirector.PlacementHintKey, SiloAddress.FromParsableString(await SiloOfAsync(node)));
-        try
-        {
-            await Job(id).GetStatus();
-        }
-        finally
-        {
-            RequestContext.Remove(IPlacementDirector.PlacementHintKey);
-        }
+        var silo = SiloAddress.FromParsableString(await SiloOfAsync(node));
+        RequestContext.Set(IPlacementDirector.PlacementHintKey, silo);
+        await Job(id).GetStatus();
+        RequestContext.Remove(IPlacementDirector.PlacementHintKey);
+        Assert.Equal(silo, await Grains.GetGrain<IManagementGrain>(0).GetActivationAddress(Job(id)));
     }
 
     /// <summary>Starts another silo, with devices of its own.</summary>
