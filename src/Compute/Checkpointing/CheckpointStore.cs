@@ -305,7 +305,8 @@ public sealed class CheckpointStore
         return isOlder || now - Directory.GetLastWriteTimeUtc(folder) > garbageAge;
     }
 
-    private string TemporaryFolder(int attempt, string saveId)
+    /// <summary>Folder of a save that is not committed.</summary>
+    internal string TemporaryFolder(int attempt, string saveId)
     {
         if (saveId.Length is 0 or > 100 || !saveId.All(character => char.IsAsciiLetterOrDigit(character) || character == '-'))
             throw new ArgumentException($"The save id {Printable.Quote(saveId)} is not made of letters, digits and dashes.", nameof(saveId));

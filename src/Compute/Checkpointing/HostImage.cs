@@ -16,7 +16,9 @@ public sealed class HostImage : IDisposable
 {
     private readonly Device device;
     private readonly Dictionary<ScalarType, Tensor> buffers = [];
-    private readonly List<Tensor> views = [];
+
+    // Without masters of their own the weights are named twice, as weights and as state: one copy serves both.
+    private readonly Dictionary<Source, Tensor> copies = [];
 
     /// <param name="device">Where the values lie.</param>
     public HostImage(Device device) => this.device = device;
@@ -29,7 +31,7 @@ public sealed class HostImage : IDisposable
     public RankContent Capture(RankContent content)
     {
         Release();
-        Reserve([.. content.Weights.Select(weight => weight.Values), .. content.State.Select(slice => slice.Values)]);
+        Reserve(content.Weights.Select(weight => weight.Values).Concat(content.State.Select(slice => slice.Values)));
         var used = new Dictionary<ScalarType, long>();
         var copy = content with
         {
@@ -48,11 +50,11 @@ public sealed class HostImage : IDisposable
         buffers.Clear();
     }
 
-    private void Reserve(IReadOnlyList<Tensor> values)
+    private void Reserve(IEnumerable<Tensor> values)
     {
-        foreach (var group in values.GroupBy(tensor => tensor.dtype))
+        foreach (var group in values.Select(Source.Of).Distinct().GroupBy(source => source.DType))
         {
-            var needed = group.Sum(tensor => tensor.numel());
+            var needed = group.Sum(source => source.NumElements);
             if (buffers.TryGetValue(group.Key, out var old))
             {
                 if (old.numel() >= needed) continue;
@@ -73,18 +75,27 @@ public sealed class HostImage : IDisposable
 
     private Tensor Copy(Tensor values, Dictionary<ScalarType, long> used)
     {
-        var offset = used.GetValueOrDefault(values.dtype);
-        used[values.dtype] = offset + values.numel();
+        var source = Source.Of(values);
+        if (copies.TryGetValue(source, out var copied)) return copied;
+        var offset = used.GetValueOrDefault(source.DType);
+        used[source.DType] = offset + source.NumElements;
         using var flat = values.reshape(-1);
-        var view = buffers[values.dtype].narrow(0, offset, values.numel()).DetachFromDisposeScope();
+        var view = buffers[source.DType].narrow(0, offset, source.NumElements).DetachFromDisposeScope();
         view.copy_(flat);
-        views.Add(view);
-        return view;
+        return copies[source] = view;
     }
 
     private void Release()
     {
-        foreach (var view in views) view.Dispose();
-        views.Clear();
+        foreach (var view in copies.Values) view.Dispose();
+        copies.Clear();
+    }
+
+    /// <summary>Contiguous memory of the rank: what is read, whoever names it.</summary>
+    private readonly record struct Source(nint Address, ScalarType DType, long NumElements)
+    {
+        public static Source Of(Tensor values) => values.is_contiguous()
+            ? new(Dispatcher.DataPointer(values), values.dtype, values.numel())
+            : throw new ArgumentException("What is saved lies in contiguous memory.", nameof(values));
     }
 }

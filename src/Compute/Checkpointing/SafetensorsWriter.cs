@@ -168,7 +168,6 @@ public sealed class SafetensorsWriter : IDisposable
     // go past the page cache.
     private void Append(ReadOnlySpan<byte> bytes)
     {
-        hash.Append(bytes);
         while (bytes.Length > 0)
         {
             var count = Math.Min(bytes.Length, BufferBytes - buffered);
@@ -182,7 +181,10 @@ public sealed class SafetensorsWriter : IDisposable
     private void FlushBuffer()
     {
         var target = buffered == BufferBytes ? direct ?? handle : handle;
-        RandomAccess.Write(target, buffer.Span[..buffered], position);
+        var bytes = buffer.Span[..buffered];
+        // Here they are still in the core's cache.
+        hash.Append(bytes);
+        RandomAccess.Write(target, bytes, position);
         position += buffered;
         buffered = 0;
     }

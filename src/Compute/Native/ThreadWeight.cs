@@ -8,8 +8,8 @@ internal static partial class ThreadWeight
     private const int OfOneThread = 0; // PRIO_PROCESS: Linux applies it to the one thread named
     private const int CallingThread = 0;
 
-    /// <summary>A tenth of the weight of other threads: gets what they leave, and enough to end some time when they leave nothing.</summary>
-    private const int Niceness = 10;
+    /// <summary>A seventieth of the weight of other threads: gets what they leave, and enough to end some time when they leave nothing.</summary>
+    private const int Niceness = 19;
 
     /// <summary>Lets every other thread of the machine come before this one, for good.</summary>
     public static void GiveWay() => _ = SetPriority(OfOneThread, CallingThread, Niceness); // refused: then it competes, nothing else

@@ -23,6 +23,8 @@ public sealed class CheckpointSaver : IDisposable
 
     private readonly CheckpointContent content;
     private readonly CheckpointStore store;
+    private readonly TimeProvider time;
+    private readonly SideEffectFence fence;
     private readonly CancellationTokenSource cancellation = new();
     private HostImage? image;
     private PendingSave? pending;
@@ -39,6 +41,7 @@ public sealed class CheckpointSaver : IDisposable
     /// <param name="fence">Asked right before each file operation.</param>
     public CheckpointSaver(StartRank start, TrainingConfig config, TimeProvider time, string modelFolder, RankLink link, SideEffectFence fence)
     {
+        (this.time, this.fence) = (time, fence);
         content = new CheckpointContent(start, modelFolder);
         store = new CheckpointStore(config.Save ?? throw new InvalidOperationException("The run has no folder."), time, _ => fence.Check());
         if (start.Rank == 0) CollectGarbage(start, link);
@@ -46,13 +49,16 @@ public sealed class CheckpointSaver : IDisposable
 
     /// <summary>
     /// Copies once before the first step: fresh memory and code that runs for the first time take ten times as long as a later copy, and would be
-    /// the longest stall of the run.
+    /// the longest stall of the run. Meanwhile another thread goes through a whole small save.
     /// </summary>
     public void Rehearse(RankSetup rank, RankLink link)
     {
         using var scope = NewDisposeScope();
-        if (link.Rank == 0) _ = content.Facts(rank);
+        var facts = content.Facts(rank);
+        var scratch = new CheckpointStore(store.TemporaryFolder(link.Attempt.Attempt, $"rehearsal-{link.Rank}"), time, _ => fence.Check());
+        var saving = Task.Run(() => SaveRehearsal.Run(scratch, facts));
         _ = (image ??= new HostImage(rank.Device)).Capture(content.Of(rank).Content);
+        saving.GetAwaiter().GetResult();
     }
 
     /// <summary>
@@ -139,7 +145,7 @@ public sealed class CheckpointSaver : IDisposable
         if (isInBackground) part = (image ??= new HostImage(rank.Device)).Capture(part);
         var saveId = string.Create(CultureInfo.InvariantCulture, $"{rank.Progress.Iteration}");
         var facts = link.Rank == 0 ? content.Facts(rank) : null;
-        pending = new PendingSave(saveId, rank.Progress.Iteration, facts, rank.Config.SaveTotalLimit,
+        pending = new PendingSave(saveId, rank.Progress.Iteration, isInBackground, facts, rank.Config.SaveTotalLimit,
             new BackgroundWork<RankPart>($"rank {link.Rank} save {saveId}", () => Write(link, saveId, part, sizeBytes), givesWay: isInBackground));
         // Without a copy the tensors are read where they are: the rank's thread does nothing until they are written.
         if (!isInBackground) pending.Writing.Join();
@@ -165,7 +171,7 @@ public sealed class CheckpointSaver : IDisposable
         {
             var committed = store.Commit(save.SaveId, facts, parts);
             return new CommitResult(committed, save.TotalLimit is { } limit ? TryPrune(limit) : null);
-        });
+        }, givesWay: save.IsInBackground);
     }
 
     /// <summary>What is committed stays committed, even when the disk refuses to delete older checkpoints.</summary>
@@ -224,11 +230,14 @@ public sealed class CheckpointSaver : IDisposable
     private sealed record CommitResult(StoredCheckpoint Checkpoint, string? PruneProblem);
 
     /// <summary>A save between its start and its end on this rank.</summary>
-    private sealed class PendingSave(string saveId, long iteration, RunFacts? facts, int? totalLimit, BackgroundWork<RankPart> writing)
+    private sealed class PendingSave(string saveId, long iteration, bool isInBackground, RunFacts? facts, int? totalLimit, BackgroundWork<RankPart> writing)
     {
         public string SaveId { get; } = saveId;
 
         public long Iteration { get; } = iteration;
+
+        /// <summary>Training goes on meanwhile.</summary>
+        public bool IsInBackground { get; } = isInBackground;
 
         /// <summary>On rank 0.</summary>
         public RunFacts? Facts { get; } = facts;
