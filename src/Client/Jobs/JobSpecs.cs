@@ -21,7 +21,7 @@ public static class JobSpecs
         OutputFolder = run.Folder,
         MaxRestarts = run.Config.MaxRestarts,
         IsElastic = isElastic,
-        Layout = JobLayout.Of(run.Config),
+        Layout = JobLayout.Of(run.Config, run.Model),
         TakesSnapshots = run.Config.PeerSnapshotInterval > 0,
     };
 

@@ -2,6 +2,7 @@ using System.Collections.Immutable;
 using System.Globalization;
 using Megatron.Client.Cli;
 using Megatron.Grains.Experts;
+using Megatron.Grains.Jobs;
 using Megatron.Grains.Stages;
 
 namespace Megatron.Client.Jobs;
@@ -11,14 +12,15 @@ public static class JobTables
 {
     private const string Unknown = "-";
 
-    /// <summary>The newest step of each pipeline stage: what its ranks need for it, how long they wait for neighbours, who is slow.</summary>
-    public static TextTable Stages(ImmutableArray<StageStatus> stages)
+    /// <summary>The layers and the newest step of each pipeline stage: what its ranks need for it, how long they wait for neighbours, who is slow.</summary>
+    public static TextTable Stages(JobLayout? layout, ImmutableArray<StageStatus> stages)
     {
-        var table = new TextTable("stage", "ranks", "step", "step ms", "compute ms", "bubble", "slow rank");
+        var table = new TextTable("stage", "layers", "ranks", "step", "step ms", "compute ms", "bubble", "slow rank");
         foreach (var stage in stages)
         {
             table.Add(
-                Number(stage.Stage), Number(stage.NumRanks), Number(stage.Iteration), Fixed(stage.StepTime.TotalMilliseconds, "F1"),
+                Number(stage.Stage), layout?.WorkOf(stage.Stage)?.Layers ?? Unknown, Number(stage.NumRanks), Number(stage.Iteration),
+                Fixed(stage.StepTime.TotalMilliseconds, "F1"),
                 Fixed(stage.ComputeTime?.TotalMilliseconds, "F1"), stage.BubbleFraction is { } bubble ? Fixed(100 * bubble, "F1") + " %" : Unknown,
                 stage.Straggler is { } slow ? string.Create(CultureInfo.InvariantCulture, $"{slow.Rank} ({slow.Factor:F1} x)") : Unknown);
         }

@@ -1,4 +1,5 @@
 using Megatron.Compute.Checkpointing;
+using Megatron.Compute.PipelineParallel;
 
 namespace Megatron.Compute.Training;
 
@@ -24,6 +25,9 @@ public abstract record RankCommand(AttemptId Attempt);
 public sealed record StartRank(
     AttemptId Attempt, string ConfigJson, int Rank, int WorldSize, int LocalRank, string RendezvousEndpoint, string? LoadFolder) : RankCommand(Attempt)
 {
+    /// <summary>The layers and the schedule of the rank's pipeline stage; null only where no model is built.</summary>
+    public StageWork? Work { get; init; }
+
     /// <summary>By rank: the rank on another node that gets its snapshots, itself where there is no other node; empty when none are taken.</summary>
     public IReadOnlyList<int> SnapshotPartners { get; init; } = [];
 

@@ -5,6 +5,7 @@ using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
 using Megatron.Compute.Native;
 using Megatron.Compute.Optimizers;
+using Megatron.Compute.PipelineParallel;
 using Megatron.Compute.Tokenization;
 using Megatron.Compute.Training.Snapshots;
 using static TorchSharp.torch;
@@ -116,9 +117,9 @@ public sealed class RankSetup : IDisposable
     {
         var (config, folder, modelConfig, tokenizer, data, parallel, device, peers) = inputs;
         var layout = RunSettings.BatchLayout(config, parallel, tokenizer);
-        var layouts = RunSettings.Partition(config, modelConfig).LayoutsOf(parallel.PipelineParallel.Rank);
-        var model = new ModelChunks(modelConfig, RunSettings.Model(config, device), parallel, layouts);
-        var trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config));
+        var work = WorkOf(start, config, modelConfig, folder, parallel.PipelineParallel.Rank);
+        var model = new ModelChunks(modelConfig, RunSettings.Model(config, device), parallel, work.Chunks);
+        var trainer = new Trainer(model, parallel, device, RunSettings.Trainer(config) with { Schedule = work.Schedule });
         var restored = ModelState.Load(new ModelStateRequest(config, modelConfig, folder, start.LoadFolder, environment.Time, parallel, device), model, trainer, link);
         var progress = restored.Progress;
         restored.RequireSameData(data.PlanHash, config);
@@ -144,6 +145,16 @@ public sealed class RankSetup : IDisposable
                 new CheckpointContent(start, folder), new PeerSnapshots(environment.Snapshots, parallel.World, peers, device), peers.Partner, config.PeerSnapshotInterval),
             Progress = progress,
         };
+    }
+
+    /// <summary>The layers and the schedule that the rank's stage handed to it.</summary>
+    /// <exception cref="ConfigException">JOB005: by the model folder that this node sees, the stage has other layers.</exception>
+    internal static StageWork WorkOf(StartRank start, TrainingConfig config, ModelConfig model, string folder, int stage)
+    {
+        var work = start.Work ?? throw new InvalidOperationException($"Rank {start.Rank} was started without layers.");
+        var here = work with { Chunks = RunSettings.Partition(config, model).LayoutsOf(stage) };
+        return here == work ? work : throw new ConfigException("JOB005",
+            $"Rank {start.Rank} was given the layers {work.Layers}, but by the model in {folder} on its node pipeline stage {stage} has the layers {here.Layers}; give all nodes the same model folder.");
     }
 
     // A recorded step reads its rows from where they were when it was recorded.

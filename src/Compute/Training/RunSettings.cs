@@ -62,14 +62,7 @@ public static class RunSettings
         NumLogicalShards = config.LogicalDataShards ?? 1,
         BucketElements = config.DdpBucketSize,
         CudaGraph = config.CudaGraph,
-        Schedule = config.PipelineSchedule switch
-        {
-            "gpipe" => PipelineScheduleKind.GPipe,
-            "1f1b" => PipelineScheduleKind.OneForwardOneBackward,
-            "interleaved" => PipelineScheduleKind.Interleaved,
-            "zero_bubble" => PipelineScheduleKind.ZeroBubble,
-            _ => PipelineScheduleKind.Auto,
-        },
+        Schedule = Schedule(config),
         Optimizer = new OptimizerOptions
         {
             Kind = config.Optimizer == "sgd" ? OptimizerKind.Sgd : OptimizerKind.Adam,
@@ -93,6 +86,16 @@ public static class RunSettings
             LossScaleWindow = config.LossScaleWindow,
             Hysteresis = config.Hysteresis,
         },
+    };
+
+    /// <summary>Order of the work in the pipeline.</summary>
+    public static PipelineScheduleKind Schedule(TrainingConfig config) => config.PipelineSchedule switch
+    {
+        "gpipe" => PipelineScheduleKind.GPipe,
+        "1f1b" => PipelineScheduleKind.OneForwardOneBackward,
+        "interleaved" => PipelineScheduleKind.Interleaved,
+        "zero_bubble" => PipelineScheduleKind.ZeroBubble,
+        _ => PipelineScheduleKind.Auto,
     };
 
     /// <summary>Which layers each pipeline stage and chunk owns.</summary>

@@ -241,7 +241,7 @@ internal sealed class JobActions
             {
                 SnapshotPartners = partners,
                 NumThreads = rank.NumThreads,
-            }, rank.Silo))]);
+            }, rank.Silo))], state.Spec?.Grid.WorkOf(number));
     }
 
     private Task ForEachStage(JobState state, Func<IPipelineStageGrain, int, Task> call) =>

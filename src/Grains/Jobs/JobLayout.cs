@@ -1,4 +1,6 @@
 using Megatron.Compute.Configuration;
+using Megatron.Compute.PipelineParallel;
+using Megatron.Compute.Training;
 
 namespace Megatron.Grains.Jobs;
 
@@ -23,6 +25,11 @@ public sealed record JobLayout
     /// <summary>Gradient accumulators over all replicas; 0 when there is no fixed number.</summary>
     [Id(6)] public int LogicalDataShards { get; init; }
 
+    /// <summary>Which layers each stage owns; null for ranks that build no model.</summary>
+    [Id(7)] public PipelinePartition? Partition { get; init; }
+
+    [Id(8)] public PipelineScheduleKind Schedule { get; init; }
+
     /// <summary>Ranks that share a stage's matrices and sequences: they should lie on one node.</summary>
     public int BlockSize => TensorSize * ContextSize;
 
@@ -30,7 +37,7 @@ public sealed record JobLayout
     public int ReplicaSize => BlockSize * PipelineSize;
 
     /// <summary>The layout that a configuration asks for.</summary>
-    public static JobLayout Of(TrainingConfig config) => new()
+    public static JobLayout Of(TrainingConfig config, ModelConfig model) => new()
     {
         TensorSize = config.TensorModelParallelSize,
         ContextSize = config.ContextParallelSize,
@@ -39,7 +46,12 @@ public sealed record JobLayout
         ExpertTensorSize = config.ExpertTensorParallelSize ?? config.TensorModelParallelSize,
         NumMicroBatches = config.GlobalBatchSize / config.MicroBatchSize,
         LogicalDataShards = config.LogicalDataShards ?? 0,
+        Partition = RunSettings.Partition(config, model),
+        Schedule = RunSettings.Schedule(config),
     };
+
+    /// <summary>What the ranks of a stage have to do; null without a <see cref="Partition"/>.</summary>
+    public StageWork? WorkOf(int stage) => Partition is null ? null : new StageWork(Partition.LayoutsOf(stage), Schedule);
 
     /// <summary>Whether the batch, the shards and the experts divide over this many replicas.</summary>
     public bool Allows(int numReplicas) =>

@@ -4,8 +4,8 @@ using Megatron.Compute.Training;
 namespace Megatron.Grains.Stages;
 
 /// <summary>
-/// One pipeline stage of a job, key <c>jobId/stage</c>: fans commands out to its ranks and joins their reports, so that the job grain hears one
-/// message per stage and step whatever the number of data-parallel ranks.
+/// One pipeline stage of a job, key <c>jobId/stage</c>: hands its layers and its schedule to its ranks, fans commands out to them and joins their
+/// reports, so that the job grain hears one message per stage and step whatever the number of data-parallel ranks.
 /// </summary>
 public interface IPipelineStageGrain : IGrainWithStringKey
 {

@@ -32,7 +32,7 @@ internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
         if (launch?.Attempt != next.Attempt)
             Open(next);
         return Task.WhenAll(next.Ranks.Select(rank =>
-            GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Start(rank.Command, rank.Silo, this.GetPrimaryKeyString())));
+            GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Start(rank.Command with { Work = next.Work }, rank.Silo, this.GetPrimaryKeyString())));
     }
 
     public Task Attach(StageLaunch next)

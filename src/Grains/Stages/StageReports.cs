@@ -1,4 +1,5 @@
 using System.Collections.Immutable;
+using Megatron.Compute.PipelineParallel;
 using Megatron.Compute.Training;
 
 namespace Megatron.Grains.Stages;
@@ -105,9 +106,10 @@ public sealed record StageMessage(
     [Id(5)] public RankReport? Report { get; init; }
 }
 
-/// <summary>Start order for one stage.</summary>
+/// <summary>Start order for one stage: its ranks, and its layers and schedule, which the stage hands to each of them.</summary>
 [GenerateSerializer, Immutable]
-public sealed record StageLaunch([property: Id(0)] AttemptId Attempt, [property: Id(1)] int Stage, [property: Id(2)] ImmutableArray<RankStart> Ranks);
+public sealed record StageLaunch(
+    [property: Id(0)] AttemptId Attempt, [property: Id(1)] int Stage, [property: Id(2)] ImmutableArray<RankStart> Ranks, [property: Id(3)] StageWork? Work);
 
 /// <summary>A rank's start command and the key of the rank grain that gets it.</summary>
 /// <param name="Silo">The silo that the plan counts on; one that has come in its place must not start the rank.</param>

@@ -1,3 +1,4 @@
+using Megatron.Compute.PipelineParallel;
 using Megatron.Compute.Training;
 
 namespace Megatron.Grains.Wire;
@@ -31,13 +32,19 @@ internal struct StartRankSurrogate
     [Id(6)] public string? LoadFolder;
     [Id(7)] public int[]? SnapshotPartners;
     [Id(8)] public int? NumThreads;
+    [Id(9)] public StageWork? Work;
 }
 
 [RegisterConverter]
 internal sealed class StartRankConverter : IConverter<StartRank, StartRankSurrogate>
 {
     public StartRank ConvertFromSurrogate(in StartRankSurrogate s) =>
-        new(s.Attempt, s.ConfigJson, s.Rank, s.WorldSize, s.LocalRank, s.RendezvousEndpoint, s.LoadFolder) { SnapshotPartners = s.SnapshotPartners ?? [], NumThreads = s.NumThreads };
+        new(s.Attempt, s.ConfigJson, s.Rank, s.WorldSize, s.LocalRank, s.RendezvousEndpoint, s.LoadFolder)
+        {
+            SnapshotPartners = s.SnapshotPartners ?? [],
+            NumThreads = s.NumThreads,
+            Work = s.Work,
+        };
 
     public StartRankSurrogate ConvertToSurrogate(in StartRank v) => new()
     {
@@ -50,6 +57,7 @@ internal sealed class StartRankConverter : IConverter<StartRank, StartRankSurrog
         LoadFolder = v.LoadFolder,
         SnapshotPartners = [.. v.SnapshotPartners],
         NumThreads = v.NumThreads,
+        Work = v.Work,
     };
 }
 

@@ -1,4 +1,6 @@
 using Megatron.Compute.Checkpointing;
+using Megatron.Compute.Configuration;
+using Megatron.Compute.PipelineParallel;
 using Megatron.Compute.Training;
 using Megatron.Grains.Cluster;
 using Megatron.Grains.Jobs;
@@ -188,6 +190,30 @@ public sealed class JobGrainTests
         var steps = seen.OfType<JobStepDone>().Select(done => done.Step).ToList();
         Assert.Equal([(1, 1L), (1, 2L)], steps.Select(step => (step.Stage, step.Iteration)));
         Assert.All(steps, step => Assert.Equal(20, step.TokenCount));
+    }
+
+    [Theory]
+    [InlineData(1, null, null, "0-3|4-7", "1f1b", PipelineScheduleKind.OneForwardOneBackward)]
+    [InlineData(2, null, null, "0-1, 4-5|2-3, 6-7", "auto", PipelineScheduleKind.Auto)]
+    [InlineData(1, 3, null, "0-2|3-7", "zero_bubble", PipelineScheduleKind.ZeroBubble)]
+    [InlineData(2, null, 2, "0-2, 4-6|3-3, 7-7", "interleaved", PipelineScheduleKind.Interleaved)]
+    public async Task Pipeline_EachStage_HandsItsLayersAndTheScheduleToItsRanks(
+        int numChunks, int? first, int? last, string layers, string schedule, PipelineScheduleKind kind)
+    {
+        await using var cluster = await TrainingCluster.StartAsync(4);
+        var config = new TrainingConfig
+        {
+            PipelineModelParallelSize = 2, VirtualPipelineModelParallelSize = numChunks, DecoderFirstPipelineNumLayers = first,
+            DecoderLastPipelineNumLayers = last, PipelineSchedule = schedule, GlobalBatchSize = 8, MicroBatchSize = 1,
+        };
+        var spec = TrainingCluster.Spec("a", worldSize: 4, pipelineSize: 2) with { Layout = JobLayout.Of(config, TestModels.Config with { NumLayers = 8 }) };
+        await cluster.Job("a").Submit(spec);
+        var starts = await StartsAsync(cluster, 4);
+        Assert.Equal(layers, $"{starts[0].Work?.Layers}|{starts[2].Work?.Layers}");
+        Assert.Equal((starts[0].Work, starts[2].Work), (starts[1].Work, starts[3].Work));
+        Assert.All(starts, start => Assert.Equal(kind, start.Work?.Schedule));
+        Assert.Equal([(true, false), (false, true)], new[] { starts[0], starts[2] }.Select(start => (start.Work?.Chunks[0].HasEmbedding == true, start.Work?.Chunks[^1].HasHead == true)));
+        Assert.Equal("this job is known already", (await cluster.Job("a").Submit(spec with { Layout = JobLayout.Of(config, TestModels.Config with { NumLayers = 8 }) })).Message);
     }
 
     [Fact]

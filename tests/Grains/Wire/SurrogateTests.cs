@@ -1,5 +1,7 @@
 using System.Collections;
 using Megatron.Compute.Checkpointing;
+using Megatron.Compute.Models;
+using Megatron.Compute.PipelineParallel;
 using Megatron.Compute.Training;
 using Megatron.Compute.Training.Snapshots;
 using Microsoft.Extensions.DependencyInjection;
@@ -16,7 +18,11 @@ public sealed class SurrogateTests
 
     private static readonly object[] samples =
     [
-        new StartRank(attempt, "{\"lr\":1}", 1, 2, 3, "local:x", "/iter") { SnapshotPartners = [1, 0], NumThreads = 4 }, new StopRank(attempt, true, "signal"), new AbortRank(attempt, "peer"),
+        new StartRank(attempt, "{\"lr\":1}", 1, 2, 3, "local:x", "/iter")
+        {
+            Work = new StageWork([new StageLayout(0, 2, true, false), new StageLayout(4, 6, false, false)], PipelineScheduleKind.Interleaved), SnapshotPartners = [1, 0], NumThreads = 4,
+        },
+        new StopRank(attempt, true, "signal"), new AbortRank(attempt, "peer"),
         new CommitCheckpoint(attempt, "s", 7, [receipt]), new RankStarted(attempt, 1, 2, 3, 4),
         new TrainingPlanned(attempt, 1, 100, 5, 16), new EvaluationReport(attempt, 1, 10, 2.5, 3.5, true),
         new StepReport(attempt, 1, 2, 3.5, 4.5, 5, 6.5, 7.5, 8.5, true, 9, TimeSpan.FromTicks(10)) { FloatingPointOperations = 11.5, LoadBalancingLoss = 12.5, ZLoss = 13.5, ComputeTime = TimeSpan.FromTicks(14), PipelineWait = TimeSpan.FromTicks(15), TokensPerExpert = new long[] { 16, 17 } },

@@ -102,7 +102,7 @@ public sealed class JobsCommand(CommandConsole console, TimeProvider time) : IVe
         Row("submitted", ConsoleLines.Time(status.SubmittedAt.ToLocalTime()));
         if (status.EndedAt is { } ended) Row("ended", ConsoleLines.Time(ended.ToLocalTime()));
         if (status.Outcome is { } outcome) Row("exit code", Number(outcome.ExitCode));
-        if (!status.Stages.IsEmpty) ShowTable(JobTables.Stages(status.Stages));
+        if (!status.Stages.IsEmpty) ShowTable(JobTables.Stages(status.Spec?.Grid, status.Stages));
         if (experts is not null) ShowTable(JobTables.Experts(experts));
         return ExitCode.Ok;
     }
