@@ -20,6 +20,9 @@ internal sealed class PeerLinks : IDisposable
     /// <summary>Global rank that gets this rank's copies; null when all ranks are on one node.</summary>
     public int? Partner => partner;
 
+    /// <summary>How long the rank's thread has waited for peers here so far.</summary>
+    public TimeSpan BlockedTime => groups.Values.Aggregate(TimeSpan.Zero, (total, group) => total + (group.BlockedTime ?? TimeSpan.Zero));
+
     /// <summary>Opens the ways of a rank; entered by all ranks of the attempt.</summary>
     /// <param name="partners">By rank: who gets its copies, the rank itself when nobody does; empty: nobody gets any.</param>
     /// <param name="factory">Makes groups of CPU tensors.</param>

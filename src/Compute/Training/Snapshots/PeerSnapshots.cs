@@ -29,6 +29,9 @@ internal sealed class PeerSnapshots : IDisposable
     public PeerSnapshots(PeerSnapshotStore store, ProcessGroup world, PeerLinks links, Device device) =>
         (this.store, this.world, this.links, this.device) = (store, world, links, device);
 
+    /// <summary>As <see cref="PeerLinks.BlockedTime"/>; waiting for all ranks to agree is in that of their group.</summary>
+    public TimeSpan BlockedTime => links.BlockedTime;
+
     /// <summary>
     /// Called before the first step: tells the peers what lies where in a copy, which does not change during an attempt, and makes room for two, because
     /// memory that a GPU reaches must not be asked for while ranks communicate.

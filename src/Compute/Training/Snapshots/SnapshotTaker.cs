@@ -20,6 +20,9 @@ internal sealed class SnapshotTaker : IDisposable
     public SnapshotTaker(CheckpointContent content, PeerSnapshots snapshots, int? partner, int interval) =>
         (this.content, this.snapshots, this.partner, this.interval) = (content, snapshots, partner, interval);
 
+    /// <summary>As <see cref="PeerSnapshots.BlockedTime"/>.</summary>
+    public TimeSpan BlockedTime => snapshots.BlockedTime;
+
     /// <summary>Called by all ranks before the first step.</summary>
     public void Prepare(RankSetup rank)
     {

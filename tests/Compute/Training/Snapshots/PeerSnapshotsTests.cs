@@ -70,6 +70,23 @@ public sealed class PeerSnapshotsTests : IDisposable
     }
 
     [Fact]
+    public void Complete_APeerThatIsLate_CountsAsWaiting()
+    {
+        var stores = MakeStores([0, 1]);
+        var first = new TaskCompletionSource<Thread>(TaskCreationOptions.RunContinuationsAsynchronously);
+        RunRanks(1, [1, 0], [0, 1], stores, (rank, snapshots, state) =>
+        {
+            var before = snapshots.BlockedTime;
+            if (rank == 0) first.SetResult(Thread.CurrentThread);
+            else SpinWait.SpinUntil(() => first.Task.IsCompleted && first.Task.Result.ThreadState.HasFlag(ThreadState.WaitSleepJoin));
+            snapshots.Take(Run(6, 2), state);
+            snapshots.Complete();
+            if (rank == 0) Assert.True(snapshots.BlockedTime > before, $"{snapshots.BlockedTime} is not more than {before}");
+        });
+        foreach (var store in stores) store.Dispose();
+    }
+
+    [Fact]
     public async Task Peer_LostWhileACopyIsOnItsWay_LeavesTheSnapshotBefore()
     {
         var stores = MakeStores([0, 1]);
