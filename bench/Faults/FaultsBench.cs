@@ -78,5 +78,9 @@ public static class FaultsBench
             output.WriteLine($"{goal}: {problem.Message}");
             return [new GoalResult(goal, "the scenario", "runs to its end", problem.Message.Split('\n')[0], 0, false)];
         }
+        catch (OperationCanceledException) when (cancellation.IsCancellationRequested)
+        {
+            return [GoalResult.Unmeasured(goal, "the scenario", "runs to its end", "interrupted")];
+        }
     }
 }

@@ -79,8 +79,9 @@ public sealed class KillScenarios(Random random, TextWriter log, CancellationTok
                 Tell("R3", i, recovery);
                 detection.Add(recovery.Detection);
                 limit = Math.Max(limit, Math.Max(3, 3 * meanStep));
-                await silo.KillAsync(); // a traced process that was killed is gone only after its tracer let go
+                silo.Process.Signal(Posix.SigKill); // a traced process that was killed is gone only after its tracer let go
             }
+            await silo.KillAsync();
             await BringBackAsync(silo);
         }
         return new("R3", What, Must, detection.Format("s"), detection.Count, detection.Max <= limit);

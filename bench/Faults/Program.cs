@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Runtime.InteropServices;
 using Megatron.Client.Cli;
 using Megatron.Compute.Configuration;
 using Megatron.Faults;
@@ -10,6 +11,11 @@ Console.CancelKeyPress += (_, pressed) =>
     pressed.Cancel = true;
     stop.Cancel(); // the processes of the scenario in hand are ended
 };
+using var terminated = PosixSignalRegistration.Create(PosixSignal.SIGTERM, signal =>
+{
+    signal.Cancel = true;
+    stop.Cancel();
+});
 try
 {
     return await FaultsBench.RunAsync(args, Console.Out, stop.Token);
