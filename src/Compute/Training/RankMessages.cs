@@ -111,9 +111,9 @@ public sealed record EvaluationReport(
 /// <summary>A line for the user: console text of rank-side events, already formatted.</summary>
 public sealed record RankNotice(AttemptId Attempt, int Rank, RankNoticeLevel Level, string Text) : RankReport(Attempt, Rank);
 
-/// <summary>The ranks are about to do something that takes longer than a step; sent by rank 0. It lasts until the next step or the end.</summary>
-/// <param name="Activity">What, as a phrase: <c>the checkpoint</c>, <c>the evaluation</c>.</param>
-public sealed record RankBusy(AttemptId Attempt, int Rank, string Activity) : RankReport(Attempt, Rank);
+/// <summary>The ranks are about to do something that takes longer than a step; sent by rank 0. It lasts until it says that steps go on, or to the end.</summary>
+/// <param name="Activity">What, as a phrase: <c>the checkpoint</c>, <c>the evaluation</c>; null: steps go on.</param>
+public sealed record RankBusy(AttemptId Attempt, int Rank, string? Activity) : RankReport(Attempt, Rank);
 
 /// <summary>How loud a notice is.</summary>
 public enum RankNoticeLevel

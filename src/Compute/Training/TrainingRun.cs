@@ -20,6 +20,7 @@ public sealed class TrainingRun : IRankProgram
     private volatile ParallelState? parallel;
     private IDisposable? peers;
     private StopRank? stop;
+    private bool isBusy;
     private TimeSpan timeWaited;
     private TimeSpan timeOfSteps;
 
@@ -102,9 +103,10 @@ public sealed class TrainingRun : IRankProgram
             if (decision != StopDecision.GoOn)
             {
                 if (decision == StopDecision.SaveAndStop) SaveOnce(rank, link, isLast: true);
-                else Take(rank, rank.Saver.Complete(rank, link));
+                else CompleteSave(rank, link);
                 return false;
             }
+            if (isBusy) Busy(link, null);
             Step(rank, link);
             var iteration = rank.Progress.Iteration;
             if (iteration % config.EvalInterval == 0 && iteration < last) Evaluate(rank, link, isFinal: false);
@@ -120,7 +122,7 @@ public sealed class TrainingRun : IRankProgram
     private void Step(RankSetup rank, RankLink link)
     {
         var startTime = Stopwatch.GetTimestamp();
-        var (blocked, blockedByPipeline) = (rank.Parallel.BlockedTime, rank.Parallel.PipelineParallel.BlockedTime);
+        var (blocked, blockedByPipeline) = (BlockedTime(rank), rank.Parallel.PipelineParallel.BlockedTime);
         var iteration = rank.Progress.Iteration + 1;
         var batch = rank.TrainSource.Get(iteration - 1);
         timeWaited += Stopwatch.GetElapsedTime(startTime);
@@ -138,12 +140,14 @@ public sealed class TrainingRun : IRankProgram
             LoadBalancingLoss = metrics.LoadBalancingLoss,
             ZLoss = metrics.ZLoss,
             ParamsNorm = rank.Config.LogParamsNorm ? rank.Trainer.Optimizer.ComputeParamsNorm() : null,
-            ComputeTime = stepTime - (rank.Parallel.BlockedTime - blocked),
+            ComputeTime = stepTime - (BlockedTime(rank) - blocked),
             PipelineWait = rank.Parallel.PipelineParallel.BlockedTime - blockedByPipeline,
             TokensPerExpert = iteration % rank.Config.LogInterval == 0 ? rank.Trainer.CountTokensPerExpert() : null,
         });
         timeOfSteps += Stopwatch.GetElapsedTime(startTime);
     }
+
+    private static TimeSpan? BlockedTime(RankSetup rank) => rank.Parallel.BlockedTime + (rank.Snapshots?.BlockedTime ?? TimeSpan.Zero);
 
     private void TellAboutData(RankSetup rank, RankLink link)
     {
@@ -154,10 +158,10 @@ public sealed class TrainingRun : IRankProgram
             link.Notice(FormattableString.Invariant($"waited for data: {timeWaited.TotalSeconds:F3} s, {100 * (timeWaited / timeOfSteps):F2} % of the time of the steps"));
     }
 
-    private static void Evaluate(RankSetup rank, RankLink link, bool isFinal)
+    private void Evaluate(RankSetup rank, RankLink link, bool isFinal)
     {
         if (rank.ValidationSource is not { } source || rank.Data.EvalIters == 0) return;
-        if (link.Rank == 0) link.Report(new RankBusy(link.Attempt, link.Rank, "the evaluation"));
+        Busy(link, "the evaluation");
         var (lossSum, tokenCount) = (0.0, 0.0);
         for (var i = 0L; i < rank.Data.EvalIters; i++)
         {
@@ -171,10 +175,23 @@ public sealed class TrainingRun : IRankProgram
     /// <param name="isLast">Nothing follows that could hide the writing: the save ends before this returns.</param>
     private void SaveOnce(RankSetup rank, RankLink link, bool isLast)
     {
-        if (rank.Progress.Iteration == rank.Saver.PendingIteration) Take(rank, rank.Saver.Complete(rank, link));
+        if (rank.Progress.Iteration == rank.Saver.PendingIteration) CompleteSave(rank, link);
         if (rank.Progress.Iteration == rank.Progress.SavedIteration || rank.Progress.Iteration == 0) return;
-        if (link.Rank == 0) link.Report(new RankBusy(link.Attempt, link.Rank, "the checkpoint"));
+        Busy(link, "the checkpoint");
         Take(rank, rank.Saver.Save(rank, link, wait: isLast || !rank.Config.AsyncSave));
+    }
+
+    private void CompleteSave(RankSetup rank, RankLink link)
+    {
+        Busy(link, "the checkpoint");
+        Take(rank, rank.Saver.Complete(rank, link));
+    }
+
+    // What follows takes longer than a step, and who watches the steps must not take it for a fault; null: steps go on.
+    private void Busy(RankLink link, string? activity)
+    {
+        isBusy = activity is not null;
+        if (link.Rank == 0) link.Report(new RankBusy(link.Attempt, link.Rank, activity));
     }
 
     private void Take(RankSetup rank, SaveOutcome outcome)

@@ -8,6 +8,7 @@ using Megatron.Grains.Rendezvous;
 using Megatron.Grains.Snapshots;
 using Megatron.Grains.Stages;
 using Microsoft.Extensions.Logging;
+using Orleans.Runtime.Placement;
 
 namespace Megatron.Grains.Jobs;
 
@@ -48,12 +49,12 @@ internal sealed class JobActions
                 _ = RestoreSnapshotAsync(state);
                 return null;
             case JobAction.StartRanks start:
-                return await StartRanks(state, start.LoadFolder);
+                return await StartRanks(state, start);
             case JobAction.AttachRanks:
                 await AttachRanks(state);
                 return null;
             case JobAction.StopRanks stop:
-                return await Broadcast(state, new StopRank(state.AttemptId, stop.SaveCheckpoint, stop.Reason));
+                return await StopRanks(state, stop);
             case JobAction.AbortRanks abort:
                 AbortRanks(state, abort.Reason);
                 return null;
@@ -155,21 +156,43 @@ internal sealed class JobActions
         }
     }
 
-    private async Task<JobInput?> StartRanks(JobState state, string? loadFolder)
+    private async Task<JobInput?> StartRanks(JobState state, JobAction.StartRanks start)
     {
         var attempt = state.AttemptId;
         try
         {
             if (state is { Spec.TakesSnapshots: true, Attempt: > 1 })
                 _ = snapshots.DiscardAsync(attempt.JobId, attempt.Attempt); // catches all faults itself
-            await RendezvousOf(state).Open();
+            if (!start.IsRepeated)
+                await OpenRendezvous(state);
             await BeginCheckpoints(state);
-            await ForEachStage(state, (stage, number) => stage.Start(LaunchOf(state, number, loadFolder)));
+            await ForEachStage(state, (stage, number) => stage.Start(LaunchOf(state, number, start.LoadFolder)));
+            NeedsAttach = false;
+            return null;
+        }
+        catch (Exception fault) when (start.IsRepeated && fault is (OrleansException or TimeoutException))
+        {
+            GrainLog.CallFailed(logger, "start the ranks again", fault.Message);
+            NeedsAttach = true;
             return null;
         }
         catch (Exception fault) when (fault is OrleansException or TimeoutException or InvalidOperationException)
         {
             return new JobInput.AttemptFaulted(attempt.Attempt, "A rank could not be started: " + fault.Message);
+        }
+    }
+
+    // On the silo of rank 0, without which there is no attempt: the loss of any other, or its leaving, takes nothing from ranks that are meeting.
+    private async Task OpenRendezvous(JobState state)
+    {
+        RequestContext.Set(IPlacementDirector.PlacementHintKey, devices.AddressOf(PlanOf(state).Ranks[0].Silo));
+        try
+        {
+            await RendezvousOf(state).Open();
+        }
+        finally
+        {
+            RequestContext.Remove(IPlacementDirector.PlacementHintKey);
         }
     }
 
@@ -188,19 +211,21 @@ internal sealed class JobActions
         }
     }
 
-    // A stop that does not reach a rank ends the attempt: the rank cannot be steered any more.
-    private async Task<JobInput?> Broadcast(JobState state, RankCommand command)
+    // A stop that does not reach a rank ends the attempt: the rank cannot be steered any more. One that is repeated has probably reached it before.
+    private async Task<JobInput?> StopRanks(JobState state, JobAction.StopRanks stop)
     {
         if (state.Plan is null)
             return null;
         try
         {
+            var command = new StopRank(state.AttemptId, stop.SaveCheckpoint, stop.Reason);
             await ForEachStage(state, (stage, _) => stage.Broadcast(command));
             return null;
         }
         catch (Exception fault) when (fault is OrleansException or TimeoutException)
         {
-            return new JobInput.AttemptFaulted(command.Attempt.Attempt, "A rank could not be reached: " + fault.Message);
+            NeedsAttach |= stop.IsRepeated;
+            return stop.IsRepeated ? null : new JobInput.AttemptFaulted(state.Attempt, "A rank could not be reached: " + fault.Message);
         }
     }
 

@@ -144,10 +144,10 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
         long now = time.GetTimestamp();
         if (state.IsWaiting && time.GetElapsedTime(retriedAt, now) >= timings.Retry)
             await Retry();
-        else if (state.Phase is JobPhase.Recovering && !state.IsCleared && time.GetElapsedTime(phaseSince, now) >= progress.Of(state.Attempt).ClearingLimit)
+        else if (state.Phase is JobPhase.Recovering && !state.IsCleared && time.GetElapsedTime(phaseSince, now) >= progress.Of(state.Attempt, now).ClearingLimit)
             await Apply(new JobInput.ClearingTimedOut(state.Attempt));
         // A job that may not start again gains nothing from a verdict on its pace.
-        else if (state is { Phase: JobPhase.Running, Spec.MaxRestarts: > 0 } && progress.Judge(state.Attempt, time, now) is { } stall)
+        else if (state is { Phase: JobPhase.Running, Spec.MaxRestarts: > 0 } && progress.Of(state.Attempt, now).Judge(time, now) is { } stall)
             await Apply(new JobInput.AttemptFaulted(state.Attempt, stall));
         else if (actions.NeedsAttach && !state.IsTerminal)
             await Apply(new JobInput.Reactivated());
@@ -178,6 +178,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
     private async Task TakeStep(StageMessage message, StageStepReport step)
     {
         int attempt = message.Attempt.Attempt;
+        long now = time.GetTimestamp();
         if (attempt == state.Attempt)
             NoteStage(message, step);
         if (message.Stage != (state.Plan?.NumStages ?? 1) - 1)
@@ -187,7 +188,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
             await Apply(new JobInput.AttemptFailed(attempt, FormattableString.Invariant($"The ranks trained on different batches at step {step.Iteration}.")));
             return;
         }
-        progress.Of(attempt).OnStep(step.StepTime, time.GetTimestamp());
+        progress.Of(attempt, now).OnStep(step.StepTime, now);
         var decision = await Apply(new JobInput.StepDone(attempt, step.Iteration));
         if (decision.Verdict is not JobVerdict.Accepted || state is not { Spec: { } spec, Plan: { } plan })
             return;
@@ -223,7 +224,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
                 await Apply(new JobInput.RankFaulted(attempt, faulted.Rank, faulted.Message, faulted.IsUserError));
                 break;
             case RankBusy busy:
-                progress.Of(attempt).OnBusy(busy.Activity, time.GetTimestamp());
+                progress.Of(attempt, time.GetTimestamp()).OnBusy(busy.Activity, time.GetTimestamp());
                 break;
             case CheckpointCommitted committed:
                 await TakeCheckpoint(message, new CommittedCheckpoint(committed.Iteration, committed.Folder));

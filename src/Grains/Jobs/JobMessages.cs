@@ -79,10 +79,12 @@ public abstract record JobAction
     public sealed record RestartSilos(ImmutableArray<string> Silos, string Reason) : JobAction;
 
     /// <summary>Start every rank of the state's plan under the state's attempt.</summary>
-    public sealed record StartRanks(string? LoadFolder) : JobAction;
+    /// <param name="IsRepeated">Some of them may run already: those that have met must not be given another place to meet.</param>
+    public sealed record StartRanks(string? LoadFolder, bool IsRepeated = false) : JobAction;
 
     /// <summary>Ask every rank of the attempt to stop after its step.</summary>
-    public sealed record StopRanks(bool SaveCheckpoint, string Reason) : JobAction;
+    /// <param name="IsRepeated">The ranks have probably been asked before: one that is not reached is asked once more, and is no fault.</param>
+    public sealed record StopRanks(bool SaveCheckpoint, string Reason, bool IsRepeated = false) : JobAction;
 
     /// <summary>Make every rank of the attempt leave at once.</summary>
     public sealed record AbortRanks(string Reason) : JobAction;

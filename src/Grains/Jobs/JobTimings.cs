@@ -18,9 +18,9 @@ public sealed record JobTimings
     /// <summary>How often a job that waits for devices asks again, whatever it was told.</summary>
     public TimeSpan Retry { get; init; } = TimeSpan.FromSeconds(2);
 
-    /// <summary>A step that takes longer than this, and than three mean steps, is a fault.</summary>
+    /// <summary>A step that takes longer than this, and than three mean steps, is a fault, which is found two ticks before that.</summary>
     public TimeSpan LeastStepLimit { get; init; } = TimeSpan.FromSeconds(3);
 
-    /// <summary>The longest that a save or an evaluation may take.</summary>
+    /// <summary>The longest that a save, an evaluation or one of the first steps may take.</summary>
     public TimeSpan BusyLimit { get; init; } = TimeSpan.FromMinutes(30);
 }

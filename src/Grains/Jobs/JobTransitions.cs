@@ -138,11 +138,18 @@ public static class JobTransitions
     private static JobDecision Reactivate(JobState state) => state.Phase switch
     {
         JobPhase.Queued => Accept(state, state.Reason, new JobAction.PlanLaunch()),
-        JobPhase.Starting => Accept(state, state.Reason, new JobAction.StartRanks(state.Checkpoint?.Folder)),
-        JobPhase.Running => Accept(state, state.Reason, new JobAction.AttachRanks()),
+        JobPhase.Starting => Accept(state, state.Reason, [new JobAction.StartRanks(state.Checkpoint?.Folder, IsRepeated: true), .. StopsAgain(state)]),
+        JobPhase.Running => Accept(state, state.Reason, [new JobAction.AttachRanks(), .. StopsAgain(state)]),
         JobPhase.Recovering when state.AwaitsSnapshot => Accept(state, state.Reason, new JobAction.RestoreSnapshot()),
         JobPhase.Recovering => Accept(state, state.Reason, new JobAction.AttachRanks(), new JobAction.AbortRanks("the attempt is being cleared")),
         _ => Stale(state, "there is nothing to take up"),
+    };
+
+    private static JobAction[] StopsAgain(JobState state) => state.Stop switch
+    {
+        StopIntent.None => [],
+        StopIntent.Abort => [new JobAction.AbortRanks(state.Reason)],
+        _ => [new JobAction.StopRanks(state.Stop is not StopIntent.Discard, state.Reason, IsRepeated: true)],
     };
 
     private static JobDecision Started(JobState state, JobInput.RankStarted started, DateTimeOffset now)

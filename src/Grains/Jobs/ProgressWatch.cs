@@ -16,7 +16,9 @@ public sealed class ProgressWatch
     private TimeSpan mean;
     private string? activity;
 
-    public ProgressWatch(JobTimings timings) => this.timings = timings;
+    /// <param name="timings">Limits.</param>
+    /// <param name="now">When the attempt was first seen.</param>
+    public ProgressWatch(JobTimings timings, long now) => (this.timings, lastAt) = (timings, now);
 
     /// <summary>A step was reported; the first ones warm caches up and are not in the mean.</summary>
     public void OnStep(TimeSpan stepTime, long now)
@@ -26,23 +28,26 @@ public sealed class ProgressWatch
             mean = mean == TimeSpan.Zero ? stepTime : mean * (1 - Weight) + stepTime * Weight;
     }
 
-    /// <summary>The ranks do something that takes longer than a step, a save or an evaluation, until the next step.</summary>
-    public void OnBusy(string what, long now) => (lastAt, activity) = (now, what);
+    /// <summary>The ranks begin something that takes longer than a step, a save or an evaluation; null: steps go on.</summary>
+    public void OnBusy(string? what, long now) => (lastAt, activity) = (now, what);
 
     /// <summary>How long the ranks of the attempt may take to end after an abort.</summary>
-    public TimeSpan ClearingLimit => numSteps <= NumWarmupSteps ? timings.ClearingAtStart : mean * MeanFactor > timings.Clearing ? mean * MeanFactor : timings.Clearing;
+    public TimeSpan ClearingLimit => IsMeanKnown ? AtLeast(timings.Clearing) : timings.ClearingAtStart;
+
+    private bool IsMeanKnown => numSteps > NumWarmupSteps;
 
     /// <summary>Why the attempt counts as stuck; null while it does not.</summary>
     /// <param name="now">Timestamp of <paramref name="time"/>.</param>
     public string? Judge(TimeProvider time, long now)
     {
-        if (numSteps <= NumWarmupSteps)
-            return null;
-        var limit = activity is not null ? timings.BusyLimit : mean * MeanFactor > timings.LeastStepLimit ? mean * MeanFactor : timings.LeastStepLimit;
+        // The verdict must fall before the time is over: the clock is looked at now and then only, and the news of the last step was late.
+        var limit = activity is null && IsMeanKnown ? AtLeast(timings.LeastStepLimit) - 2 * timings.Tick : timings.BusyLimit;
         var waited = time.GetElapsedTime(lastAt, now);
         return waited <= limit ? null : FormattableString.Invariant(
             $"no rank has finished {activity ?? "a step"} for {waited.TotalSeconds:F1} s (mean step {mean.TotalSeconds:F2} s, limit {limit.TotalSeconds:F1} s)");
     }
+
+    private TimeSpan AtLeast(TimeSpan least) => mean * MeanFactor > least ? mean * MeanFactor : least;
 }
 
 /// <summary>The watch of the newest attempt; that of an older one is forgotten.</summary>
@@ -50,16 +55,13 @@ public sealed class ProgressWatch
 public sealed class ProgressWatches(JobTimings timings)
 {
     private int newest = -1;
-    private ProgressWatch watch = new(timings);
+    private ProgressWatch watch = new(timings, 0);
 
-    /// <summary>The watch of an attempt.</summary>
-    public ProgressWatch Of(int attempt)
+    /// <summary>The watch of an attempt, which begins now if it was not known.</summary>
+    public ProgressWatch Of(int attempt, long now)
     {
         if (attempt > newest)
-            (newest, watch) = (attempt, new ProgressWatch(timings));
-        return attempt == newest ? watch : new ProgressWatch(timings);
+            (newest, watch) = (attempt, new ProgressWatch(timings, now));
+        return attempt == newest ? watch : new ProgressWatch(timings, now);
     }
-
-    /// <summary>As <see cref="ProgressWatch.Judge"/>; null for an attempt that has reported nothing.</summary>
-    public string? Judge(int attempt, TimeProvider time, long now) => attempt == newest ? watch.Judge(time, now) : null;
 }

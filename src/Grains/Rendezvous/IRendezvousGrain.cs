@@ -4,14 +4,15 @@ namespace Megatron.Grains.Rendezvous;
 
 /// <summary>
 /// Where the ranks of one attempt find one another, key = <see cref="KeyOf"/>. The job grain opens it before the ranks start and closes it when the
-/// attempt is over: a rank of an older attempt meets nobody. Nothing is stored: when its silo is lost the attempt fails and the next one has another.
+/// attempt is over: a rank of an older attempt meets nobody. Nothing is stored: it lives on the silo of rank 0, and when that is lost the attempt fails and the next one
+/// has another.
 /// </summary>
 public interface IRendezvousGrain : IGrainWithStringKey
 {
     /// <summary>Key of an attempt's grain.</summary>
     static string KeyOf(AttemptId attempt) => FormattableString.Invariant($"{attempt.JobId}/{attempt.Attempt}");
 
-    /// <summary>Called by the job grain; may be repeated.</summary>
+    /// <summary>Called by the job grain, once: a grain that has lost what it knew stays closed, and the ranks that wait there fail.</summary>
     [ResponseTimeout("00:00:05")]
     Task Open();
 

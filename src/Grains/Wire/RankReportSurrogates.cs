@@ -149,7 +149,7 @@ internal struct RankBusySurrogate
 {
     [Id(0)] public AttemptId Attempt;
     [Id(1)] public int Rank;
-    [Id(2)] public string Activity;
+    [Id(2)] public string? Activity;
 }
 
 [RegisterConverter]

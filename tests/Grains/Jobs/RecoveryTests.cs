@@ -1,7 +1,9 @@
 using Megatron.Compute.Training;
+using Megatron.Grains.Checkpoints;
 using Megatron.Grains.Cluster;
 using Megatron.Grains.Jobs;
 using Megatron.Grains.Ranks;
+using Megatron.Grains.Rendezvous;
 using Megatron.Testing;
 using Orleans.Core.Internal;
 
@@ -72,6 +74,84 @@ public sealed class RecoveryTests
             cluster.Worker(0, 0).Report(new RankFinished(start.Attempt, 0, 1, true));
             Assert.Equal(1, (await cluster.WaitForStatusAsync(id, status => status.Phase is JobPhase.Completed)).Attempt);
         }
+    }
+
+    [Fact]
+    public async Task SiloKilled_WhileTheLossOfAnotherIsBeingCleared_GoesOnWithWhatIsLeft()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 3);
+        await cluster.Job("a").Submit(Elastic("a", 3));
+        var starts = await StartsAsync(cluster, 3);
+        await cluster.KillSiloAsync(2);
+        await cluster.Worker(0, 0).NextAsync<AbortRank>();
+        await cluster.Worker(1, 0).NextAsync<AbortRank>();
+        await cluster.KillSiloAsync(1);
+        cluster.Worker(0, 0).Report(new RankFaulted(starts[0].Attempt, 0, "aborted", false, ""));
+        var second = await cluster.Worker(0, 0).NextAsync<StartRank>();
+        Assert.Equal((2, 1), (second.Attempt.Attempt, second.WorldSize));
+    }
+
+    [Fact]
+    public async Task SiloKilled_WithTheGrainOfAWaitingJob_TheJobStartsOnceItsDevicesAreFree()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 2);
+        await cluster.PlaceJobAsync("b", 1);
+        await cluster.Job("a").Submit(Elastic("a", 1));
+        await cluster.Job("b").Submit(Elastic("b", 2) with { PipelineSize = 2, Layout = null });
+        Assert.Equal(JobPhase.Queued, (await PhaseAsync(cluster, "b")).Item1);
+        var start = await cluster.Worker(0, 0).NextAsync<StartRank>();
+
+        await cluster.KillSiloAsync(1);
+        await cluster.AddSiloAsync();
+        await WaitForDevicesAsync(cluster, 2);
+        cluster.Worker(0, 0).Report(new RankFinished(start.Attempt, 0, 1, true));
+
+        Assert.Equal("b", (await cluster.Worker(0, 0).NextAsync<StartRank>()).Attempt.JobId);
+        Assert.Equal("b", (await cluster.Worker(2, 0).NextAsync<StartRank>()).Attempt.JobId);
+    }
+
+    [Fact]
+    public async Task SiloKilled_WithTheJobsGrainWhileRanksMeet_TheyGoOnMeeting()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 3);
+        await cluster.PlaceJobAsync("a", 2);
+        await cluster.Job("a").Submit(Elastic("a", 2));
+        var starts = await StartsAsync(cluster, 2);
+        var meeting = cluster.Grains.GetGrain<IRendezvousGrain>(IRendezvousGrain.KeyOf(starts[0].Attempt));
+        Assert.Equal(await cluster.SiloOfAsync(0), (await cluster.Grains.GetGrain<IManagementGrain>(0).GetActivationAddress(meeting))?.ToParsableString());
+        await meeting.Set("address/0", [1]);
+
+        await cluster.KillSiloAsync(2);
+        foreach (var start in starts)
+            Run(cluster, start, 1, 1);
+
+        Assert.Equal(1, (await cluster.WaitForStatusAsync("a", status => status is { Phase: JobPhase.Running, LastIteration: 1 })).Attempt);
+        Assert.Equal([1], await meeting.Get("address/0", TimeSpan.Zero));
+    }
+
+    [Fact]
+    public async Task SiloKilled_WithTheReceiptsOfASave_TheSaveIsCommittedAllTheSame()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 3);
+        var checkpoints = cluster.Grains.GetGrain<ICheckpointGrain>("a");
+        await cluster.PlaceAsync(checkpoints, 2, () => checkpoints.End(new AttemptId("a", 0)));
+        await cluster.Job("a").Submit(Elastic("a", 2));
+        var starts = await StartsAsync(cluster, 2);
+        foreach (var start in starts)
+            Run(cluster, start, 1, 1);
+        await cluster.WaitForAsync<JobStepDone>("a", _ => true);
+        cluster.Worker(0, 0).Report(new CheckpointReceipt(starts[0].Attempt, 0, "1", 1, [], "{}"));
+        cluster.Worker(0, 0).Report(FakeRankWorker.Step(starts[0], 2));
+        cluster.Worker(1, 0).Report(FakeRankWorker.Step(starts[1], 2));
+        // A rank's reports are in order: the receipt has arrived.
+        await cluster.WaitForAsync<JobStepDone>("a", done => done.Step.Iteration == 2);
+
+        await cluster.KillSiloAsync(2);
+        cluster.Worker(1, 0).Report(new CheckpointReceipt(starts[1].Attempt, 1, "1", 1, [], "{}"));
+
+        Assert.Equal([0, 1], (await cluster.Worker(0, 0).NextAsync<CommitCheckpoint>()).Receipts.Select(receipt => receipt.Rank));
+        cluster.Worker(0, 0).Report(new CheckpointCommitted(starts[0].Attempt, 0, "1", 1, "/run/iter_0000001"));
+        Assert.Equal(1, (await cluster.WaitForStatusAsync("a", status => status.Checkpoint is not null)).Attempt);
     }
 
     // When a silo is lost, so is what it knew of where the grains of other silos are: they are activated anew.

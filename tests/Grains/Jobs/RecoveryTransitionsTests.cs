@@ -135,31 +135,62 @@ public sealed class RecoveryTransitionsTests
         var queued = Next(JobState.Empty, new JobInput.Submitted(Spec(1))).State;
         var starting = Next(queued, new JobInput.LaunchPlanned(Plan(), "fits")).State;
         Assert.IsType<JobAction.PlanLaunch>(Assert.Single(Next(queued, new JobInput.Reactivated()).Actions));
-        Assert.IsType<JobAction.StartRanks>(Assert.Single(Next(starting, new JobInput.Reactivated()).Actions));
+        Assert.Equal(new JobAction.StartRanks(null, IsRepeated: true), Assert.Single(Next(starting, new JobInput.Reactivated()).Actions));
         Assert.IsType<JobAction.AttachRanks>(Assert.Single(Next(Running(), new JobInput.Reactivated()).Actions));
         Assert.Equal(JobVerdict.Stale, Next(EndAll(Running()).State, new JobInput.Reactivated()).Verdict);
+    }
+
+    [Theory]
+    [InlineData(true, true)]
+    [InlineData(false, false)]
+    public void Reactivated_WhileStopping_AsksTheRanksAgain(bool save, bool saves)
+    {
+        var stopping = Next(Running(), new JobInput.CancelRequested(save)).State;
+        var actions = Next(stopping, new JobInput.Reactivated()).Actions;
+        Assert.IsType<JobAction.AttachRanks>(actions[0]);
+        Assert.Equal(saves, Assert.IsType<JobAction.StopRanks>(actions[1]).SaveCheckpoint);
+        var aborting = Next(stopping, new JobInput.CancelRequested(false)).State;
+        Assert.IsType<JobAction.AbortRanks>(Next(aborting, new JobInput.Reactivated()).Actions[1]);
+        var moving = Next(Running(), new JobInput.Relocation(1, "s1", "silo s1 is leaving")).State;
+        Assert.Equal(new JobAction.StopRanks(true, "silo s1 is leaving", IsRepeated: true), Next(moving, new JobInput.Reactivated()).Actions[1]);
     }
 
     [Fact]
     public void ProgressWatch_JudgesByItsOwnMeanAndSparesSavesAndEvaluations()
     {
         var time = new Megatron.Testing.ManualTime();
-        var watch = new ProgressWatch(new JobTimings());
-        Assert.Null(watch.Judge(time, time.GetTimestamp()));
+        var watch = new ProgressWatch(new JobTimings(), time.GetTimestamp());
         for (int step = 0; step < 10; step++)
         {
             time.Advance(TimeSpan.FromSeconds(2));
             watch.OnStep(TimeSpan.FromSeconds(2), time.GetTimestamp());
         }
-        time.Advance(TimeSpan.FromSeconds(5.9));
+        time.Advance(TimeSpan.FromSeconds(5.4));
         Assert.Null(watch.Judge(time, time.GetTimestamp()));
         time.Advance(TimeSpan.FromSeconds(0.2));
-        Assert.Equal("no rank has finished a step for 6.1 s (mean step 2.00 s, limit 6.0 s)", watch.Judge(time, time.GetTimestamp()));
+        Assert.Equal("no rank has finished a step for 5.6 s (mean step 2.00 s, limit 5.5 s)", watch.Judge(time, time.GetTimestamp()));
         watch.OnBusy("the checkpoint", time.GetTimestamp());
         time.Advance(TimeSpan.FromMinutes(29));
         Assert.Null(watch.Judge(time, time.GetTimestamp()));
-        watch.OnStep(TimeSpan.FromSeconds(2), time.GetTimestamp());
-        time.Advance(TimeSpan.FromSeconds(7));
+        watch.OnBusy(null, time.GetTimestamp());
+        time.Advance(TimeSpan.FromSeconds(5.4));
+        Assert.Null(watch.Judge(time, time.GetTimestamp()));
+        time.Advance(TimeSpan.FromSeconds(0.2));
+        Assert.NotNull(watch.Judge(time, time.GetTimestamp()));
+    }
+
+    [Fact]
+    public void ProgressWatch_BeforeTheMeanIsKnown_AllowsTheFirstStepsHalfAnHour()
+    {
+        var time = new Megatron.Testing.ManualTime();
+        var watch = new ProgressWatch(new JobTimings(), time.GetTimestamp());
+        for (int step = 0; step < 2; step++)
+        {
+            time.Advance(TimeSpan.FromMinutes(29));
+            Assert.Null(watch.Judge(time, time.GetTimestamp()));
+            watch.OnStep(TimeSpan.FromSeconds(2), time.GetTimestamp());
+        }
+        time.Advance(TimeSpan.FromMinutes(31));
         Assert.NotNull(watch.Judge(time, time.GetTimestamp()));
     }
 
