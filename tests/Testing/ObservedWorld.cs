@@ -9,42 +9,53 @@ namespace Megatron.Testing;
 /// <param name="Operation">As <see cref="CommunicationVolume"/> names it.</param>
 public sealed record StartedOperation(string Group, int GlobalRank, string Operation);
 
-/// <summary>A backend that tells a test of every operation before it starts, on the thread of the rank that starts it.</summary>
-public sealed class ObservedWorld(IProcessGroupFactory inner, Action<StartedOperation> onStart) : IProcessGroupFactory
+/// <summary>A backend that tells a test of every operation before and after it starts, on the thread of the rank that starts it.</summary>
+/// <param name="onStart">Before.</param>
+/// <param name="onStarted">After, but for barriers.</param>
+public sealed class ObservedWorld(
+    IProcessGroupFactory inner, Action<StartedOperation>? onStart = null, Action<StartedOperation, CollectiveWork>? onStarted = null) : IProcessGroupFactory
 {
     /// <inheritdoc/>
-    public ProcessGroup Create(string name, int globalRank, IReadOnlyList<int> members) => new Observed(inner.Create(name, globalRank, members), onStart);
+    public ProcessGroup Create(string name, int globalRank, IReadOnlyList<int> members) => new Observed(inner.Create(name, globalRank, members), onStart, onStarted);
 
     /// <inheritdoc/>
     public void Abort(string reason) => inner.Abort(reason);
 
-    private sealed class Observed(ProcessGroup inner, Action<StartedOperation> onStart) : ProcessGroup(inner.Name, inner.Rank, inner.GlobalRanks)
+    private sealed class Observed(ProcessGroup inner, Action<StartedOperation>? onStart, Action<StartedOperation, CollectiveWork>? onStarted)
+        : ProcessGroup(inner.Name, inner.Rank, inner.GlobalRanks)
     {
         public override void Abort(string reason) => inner.Abort(reason);
 
         public override void Dispose() => inner.Dispose();
 
-        protected override CollectiveWork AllReduceCore(Tensor tensor, ReduceOp op) => Tell("all_reduce").AllReduce(tensor, op);
+        protected override CollectiveWork AllReduceCore(Tensor tensor, ReduceOp op) => Start("all_reduce", () => inner.AllReduce(tensor, op));
 
-        protected override CollectiveWork AllGatherCore(Tensor output, Tensor input) => Tell("all_gather").AllGather(output, input);
+        protected override CollectiveWork AllGatherCore(Tensor output, Tensor input) => Start("all_gather", () => inner.AllGather(output, input));
 
-        protected override CollectiveWork ReduceScatterCore(Tensor output, Tensor input, ReduceOp op) => Tell("reduce_scatter").ReduceScatter(output, input, op);
+        protected override CollectiveWork ReduceScatterCore(Tensor output, Tensor input, ReduceOp op) => Start("reduce_scatter", () => inner.ReduceScatter(output, input, op));
 
         protected override CollectiveWork AllToAllCore(Tensor output, Tensor input, long[] outputSplits, long[] inputSplits) =>
-            Tell("all_to_all").AllToAll(output, input, outputSplits, inputSplits);
+            Start("all_to_all", () => inner.AllToAll(output, input, outputSplits, inputSplits));
 
-        protected override CollectiveWork BroadcastCore(Tensor tensor, int root) => Tell("broadcast").Broadcast(tensor, root);
+        protected override CollectiveWork BroadcastCore(Tensor tensor, int root) => Start("broadcast", () => inner.Broadcast(tensor, root));
 
-        protected override CollectiveWork SendCore(Tensor tensor, int peer) => Tell("send").Send(tensor, peer);
+        protected override CollectiveWork SendCore(Tensor tensor, int peer) => Start("send", () => inner.Send(tensor, peer));
 
-        protected override CollectiveWork ReceiveCore(Tensor tensor, int peer) => Tell("receive").Receive(tensor, peer);
+        protected override CollectiveWork ReceiveCore(Tensor tensor, int peer) => Start("receive", () => inner.Receive(tensor, peer));
 
-        protected override void BarrierCore() => Tell("barrier").Barrier();
-
-        private ProcessGroup Tell(string operation)
+        protected override void BarrierCore()
         {
-            onStart(new StartedOperation(Name, GlobalRanks[Rank], operation));
-            return inner;
+            onStart?.Invoke(new StartedOperation(Name, GlobalRanks[Rank], "barrier"));
+            inner.Barrier();
+        }
+
+        private CollectiveWork Start(string name, Func<CollectiveWork> start)
+        {
+            var operation = new StartedOperation(Name, GlobalRanks[Rank], name);
+            onStart?.Invoke(operation);
+            var work = start();
+            onStarted?.Invoke(operation, work);
+            return work;
         }
     }
 }

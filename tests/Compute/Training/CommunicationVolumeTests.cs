@@ -1,4 +1,5 @@
 using Megatron.Compute.Distributed;
+using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.Transformer;
 
@@ -6,7 +7,7 @@ namespace Megatron.Compute.Tests.Training;
 
 /// <summary>
 /// Bytes that each rank sends in one step, by group and operation, against the formulas that stand at <see cref="TransformerLayer"/>,
-/// <c>OutputHead</c>, <c>VocabParallelEmbedding</c>, <c>PipelineInterpreter</c>, <c>GradientReducer</c> and
+/// <c>OutputHead</c>, <c>VocabParallelEmbedding</c>, <c>RingAttention</c>, <c>UlyssesAttention</c>, <c>PipelineInterpreter</c>, <c>GradientReducer</c> and
 /// <see cref="MixedPrecisionOptimizer.Step"/>. Every group is compared whole: an operation that no formula knows fails the test.
 /// </summary>
 public sealed class CommunicationVolumeTests
@@ -39,6 +40,12 @@ public sealed class CommunicationVolumeTests
         {
             Ranks = 8, Tensor = 2, SequenceParallel = true, Pipeline = 2, Optimizer = sharded, BucketElements = 3_000,
         }),
+        ("cp4 ring", new TrainerCase { Ranks = 4, Context = 4 }),
+        ("cp2 all-to-all", new TrainerCase { Ranks = 2, Context = 2, Exchange = ContextExchange.AllToAll }),
+        ("tp2+sp x cp2 x dp2 zero-1", new TrainerCase
+        {
+            Ranks = 8, Tensor = 2, SequenceParallel = true, Context = 2, Optimizer = sharded, BucketElements = 3_000,
+        }),
     ];
 
     [Theory, MemberData(nameof(Names))]
@@ -69,7 +76,8 @@ public sealed class CommunicationVolumeTests
         void Part(ProcessGroup group, string operation, long sizeBytes, long times = 1) => Add(group, operation, times * (sizeBytes / group.Size * (group.Size - 1)));
 
         var numMicroBatches = TrainerCase.NumMicroBatches / layout.Replicas;
-        var activation = (long)TrainerCase.RowTokens * layout.Model.HiddenSize * sizeof(float);
+        var numTokens = (long)TrainerCase.RowTokens / layout.Context;
+        var activation = numTokens * layout.Model.HiddenSize * sizeof(float);
         var numLayers = layout.Model.NumLayers / layout.Pipeline;
         var isRecomputed = layout.Recompute.Granularity == RecomputeGranularity.Full;
         var tp = parallel.TensorParallel;
@@ -79,7 +87,13 @@ public sealed class CommunicationVolumeTests
             Part(tp, "reduce_scatter", activation, numMicroBatches * (numLayers * (isRecomputed ? 6 : 4) + (parallel.IsFirstStage ? 1 : 0) + (parallel.IsLastStage ? 1 : 0)));
         }
         else AllReduce(tp, activation, numMicroBatches * (numLayers * (isRecomputed ? 6 : 4) + (parallel.IsFirstStage ? 1 : 0) + (parallel.IsLastStage ? 1 : 0)));
-        if (parallel.IsLastStage) AllReduce(tp, TrainerCase.RowTokens * sizeof(float), 3 * numMicroBatches);
+        if (parallel.IsLastStage) AllReduce(tp, numTokens * sizeof(float), 3 * numMicroBatches);
+
+        // All heads of this rank's tokens, queries or keys; a gradient in fp32 is as large.
+        var (cp, queries) = (parallel.ContextParallel, numTokens * layout.Model.NumAttentionHeads / tp.Size * layout.Model.KvChannels * sizeof(float));
+        var keys = queries / layout.Model.NumAttentionHeads * layout.Model.NumQueryGroups;
+        if (layout.Exchange == ContextExchange.Ring) Add(cp, "send", numMicroBatches * numLayers * (cp.Size - 1) * 3 * 2 * keys);
+        else Part(cp, "all_to_all", 2 * (queries + keys), 2 * numMicroBatches * numLayers);
 
         var message = 16 + activation / (layout.SequenceParallel ? tp.Size : 1);
         var numVirtualStages = layout.Pipeline * layout.Chunks;
@@ -101,7 +115,7 @@ public sealed class CommunicationVolumeTests
             }
             else AllReduce(bucket.Replicas, bucket.Range.Length * sizeof(float));
         }
-        long OwnElements(Func<Megatron.Compute.Ops.ParameterTraits, bool> isChosen) => flat.Buckets.Sum(bucket => bucket.Entries
+        long OwnElements(Func<ParameterTraits, bool> isChosen) => flat.Buckets.Sum(bucket => bucket.Entries
             .Where(entry => isChosen(entry.Parameter.Traits)).Sum(entry => entry.Range.Intersect(bucket.OwnedRange(isSharded)).Length));
         AllReduce(tp, OwnElements(traits => traits.IsSequenceParallel) * sizeof(float));
         AllReduce(parallel.Embedding, OwnElements(traits => traits.IsTied) * sizeof(float));

@@ -1,3 +1,5 @@
+using Megatron.Compute.Configuration;
+using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.PipelineParallel;
 using Megatron.Compute.Transformer;
@@ -10,6 +12,11 @@ public sealed class LayoutTests
     private const int Steps = 2;
 
     private static readonly OptimizerOptions sharded = new TrainerCase().Optimizer with { UseDistributedOptimizer = true };
+
+    private static readonly ModelConfig experts = new TrainerCase().Model with
+    {
+        Moe = new MoeConfig { NumExperts = 4, FfnHiddenSize = 12, TopK = 2, PreSoftmax = true, SharedExpertFfnHiddenSize = 16 },
+    };
 
     /// <summary>No sum is split: untied weights, no clipping (the norm is a sum over stages).</summary>
     private static readonly TrainerCase whole = new()
@@ -29,6 +36,15 @@ public sealed class LayoutTests
         ["pp4 gpipe"] = new() { Ranks = 4, Pipeline = 4, Schedule = PipelineScheduleKind.GPipe },
         ["dp4 zero-1"] = new() { Ranks = 4, Optimizer = sharded, BucketElements = 3_000 },
         ["tp2+sp x pp2 x dp2 zero-1"] = new() { Ranks = 8, Tensor = 2, SequenceParallel = true, Pipeline = 2, Optimizer = sharded, BucketElements = 3_000 },
+        ["cp2 ring"] = new() { Ranks = 2, Context = 2 },
+        ["cp2 all-to-all"] = new() { Ranks = 2, Context = 2, Exchange = ContextExchange.AllToAll },
+        ["tp2+sp x cp2 x dp2 zero-1"] = new() { Ranks = 8, Tensor = 2, SequenceParallel = true, Context = 2, Optimizer = sharded, BucketElements = 3_000 },
+        ["experts: ep2"] = new() { Ranks = 2, Expert = 2, Model = experts },
+        ["experts: tp2+sp x ep2 x pp2 x dp2 zero-1"] = new()
+        {
+            Ranks = 8, Tensor = 2, SequenceParallel = true, Expert = 2, Pipeline = 2, Model = experts, Optimizer = sharded, BucketElements = 3_000,
+        },
+        ["experts: cp2 x ep2"] = new() { Ranks = 2, Context = 2, Expert = 2, Model = experts },
     };
 
     private static readonly Dictionary<string, RecomputeOptions> recomputes = new()
@@ -45,6 +61,12 @@ public sealed class LayoutTests
         },
     };
 
+    private static readonly Dictionary<string, RecomputeOptions> recomputesOfExperts = new()
+    {
+        ["moe"] = new() { Granularity = RecomputeGranularity.Selective, Modules = RecomputeModules.Moe },
+        ["moe_act"] = new() { Granularity = RecomputeGranularity.Selective, Modules = RecomputeModules.MoeActivation },
+    };
+
     public static TheoryData<string> Names => [.. layouts.Keys];
 
     public static TheoryData<string> Unsplit => [.. layouts.Where(entry => entry.Value.Pipeline == entry.Value.Ranks).Select(entry => entry.Key)];
@@ -54,7 +76,7 @@ public sealed class LayoutTests
     {
         var layout = WithDropout(layouts[name]);
         var expected = layout.Train(Steps);
-        foreach (var (mode, recompute) in recomputes)
+        foreach (var (mode, recompute) in layout.Model.Moe is null ? recomputes : recomputes.Concat(recomputesOfExperts))
         {
             var actual = (layout with { Recompute = recompute }).Train(Steps);
             Assert.True(expected.HasSameBits(actual), $"{name}, recompute {mode}: other bits than without");
@@ -80,14 +102,14 @@ public sealed class LayoutTests
     public void Train_DropoutAndVariableLengths_AgreesWithOneRank(string name)
     {
         var layout = WithSgd(WithDropout(layouts[name])) with { VariableLengths = true };
-        var one = WithSgd(WithDropout(new TrainerCase())) with { VariableLengths = true };
+        var one = WithSgd(WithDropout(new TrainerCase { Model = layouts[name].Model })) with { VariableLengths = true };
         one.Train(Steps).AssertClose(layout.Train(Steps), 1e-5, name);
     }
 
     [Theory, MemberData(nameof(Names))]
     public void Initialize_EveryLayout_DrawsTheSameWeights(string name)
     {
-        var expected = new TrainerCase().Train(steps: 0).Weights;
+        var expected = new TrainerCase { Model = layouts[name].Model }.Train(steps: 0).Weights;
         Assert.All(layouts[name].Train(steps: 0).Weights, pair => Assert.Equal(expected[pair.Key], pair.Value));
     }
 

@@ -33,6 +33,46 @@ public sealed class OverlapTests
         new TrainerCase().Train(Steps).AssertClose(expected, 1e-5, without.ToString());
     }
 
+    /// <summary>Weights and activations in 16 bits, gradients on their way in fp32 or in bf16: sums over ranks keep their order, so the bits stay.</summary>
+    [Theory]
+    [InlineData(ScalarType.BFloat16, false, true)]
+    [InlineData(ScalarType.BFloat16, true, true)]
+    [InlineData(ScalarType.BFloat16, true, false)]
+    [InlineData(ScalarType.Float16, false, true)]
+    [InlineData(ScalarType.Float16, true, true)]
+    public void Train_OverlapOnAndOffIn16Bits_HasTheSameBits(ScalarType dtype, bool reducesInBf16, bool isSharded)
+    {
+        foreach (var (ranks, tensor, pipeline) in (ReadOnlySpan<(int, int, int)>)[(4, 1, 1), (4, 2, 1), (4, 1, 2)])
+        {
+            var without = new TrainerCase
+            {
+                Ranks = ranks, Tensor = tensor, SequenceParallel = tensor > 1, Pipeline = pipeline, BucketElements = 3_000, Dtype = dtype,
+                Optimizer = plain with { UseDistributedOptimizer = isSharded, ReduceIn16Bits = reducesInBf16 ? ScalarType.BFloat16 : null },
+            };
+            var with = without with { Optimizer = without.Optimizer with { OverlapGradReduce = true, OverlapParamGather = isSharded } };
+            without.Train(Steps).AssertSameBits(with.Train(Steps));
+        }
+    }
+
+    /// <summary>Products in chunks beside the collectives, and all other overlaps: in 16 bits as near to one rank in fp32 as without.</summary>
+    [Theory]
+    [InlineData(ScalarType.BFloat16, 1)]
+    [InlineData(ScalarType.BFloat16, 3)]
+    [InlineData(ScalarType.Float16, 1)]
+    [InlineData(ScalarType.Float16, 3)]
+    public void Train_TensorOverlapIn16Bits_StaysNearOneRankInFp32(ScalarType dtype, int chunks)
+    {
+        var expected = new TrainerCase().Train(steps: 1);
+        var actual = new TrainerCase
+        {
+            Ranks = 4, Tensor = 2, SequenceParallel = true, TensorOverlapChunks = chunks, BucketElements = 3_000, Dtype = dtype,
+            Optimizer = plain with { UseDistributedOptimizer = true, OverlapGradReduce = true, OverlapParamGather = true },
+        }.Train(steps: 1);
+        var bound = Math.Pow(2, -8) * Math.Sqrt(2); // two ranks add up each activation
+        Assert.InRange(Math.Abs(actual.Losses[0] / expected.Losses[0] - 1), 0, bound);
+        Assert.InRange(Math.Abs(actual.GradNorms[0] / expected.GradNorms[0] - 1), 0, bound);
+    }
+
     [Theory]
     [InlineData(PipelineScheduleKind.ZeroBubble)]
     [InlineData(PipelineScheduleKind.GPipe)]

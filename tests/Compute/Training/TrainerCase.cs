@@ -2,6 +2,7 @@ using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Models;
+using Megatron.Compute.Ops;
 using Megatron.Compute.Optimizers;
 using Megatron.Compute.PipelineParallel;
 using Megatron.Compute.Training;
@@ -27,11 +28,20 @@ public sealed record TrainerCase
 
     public int Pipeline { get; init; } = 1;
 
+    public int Context { get; init; } = 1;
+
+    public ContextExchange Exchange { get; init; } = ContextExchange.Ring;
+
+    public int Expert { get; init; } = 1;
+
     public int Chunks { get; init; } = 1;
 
     public PipelineScheduleKind Schedule { get; init; } = PipelineScheduleKind.Auto;
 
     public ModelConfig Model { get; init; } = TestModels.Config with { NumLayers = 4, QkLayerNorm = true, TieWordEmbeddings = true, InitializerRange = 0.2 };
+
+    /// <summary>Of weights and activations; fp16 under a constant loss scale.</summary>
+    public ScalarType Dtype { get; init; } = ScalarType.Float32;
 
     /// <summary>Rows of one micro-batch differ in length; otherwise all have <see cref="RowTokens"/>.</summary>
     public bool VariableLengths { get; init; }
@@ -48,11 +58,11 @@ public sealed record TrainerCase
         UseDistributedOptimizer = false,
     };
 
-    public int Replicas => Ranks / (Tensor * Pipeline);
+    public int Replicas => Ranks / (Tensor * Pipeline * Context);
 
     /// <summary>Name for messages.</summary>
     public override string ToString() =>
-        $"tp{Tensor}{(SequenceParallel ? "+sp" : "")} pp{Pipeline} vp{Chunks} dp{Replicas}{(Optimizer.UseDistributedOptimizer ? " zero-1" : "")} {Schedule} {Recompute.Granularity}";
+        $"tp{Tensor}{(SequenceParallel ? "+sp" : "")} pp{Pipeline} vp{Chunks} cp{Context} ep{Expert} dp{Replicas}{(Optimizer.UseDistributedOptimizer ? " zero-1" : "")} {Schedule} {Recompute.Granularity}";
 
     /// <summary>Runs <paramref name="body"/> on every rank.</summary>
     public void Run(Action<TrainerRank> body, Action<StartedOperation>? onStart = null)
@@ -63,13 +73,18 @@ public sealed record TrainerCase
             using var leaks = LeakCheck.Start();
             using var scope = NewDisposeScope();
             IProcessGroupFactory factory = onStart is null ? world : new ObservedWorld(world, onStart);
-            using var parallel = ParallelState.Create(new ParallelDims(Ranks, Tensor, Pipeline, 1, 1, null), rank, factory, SequenceParallel);
+            using var parallel = ParallelState.Create(new ParallelDims(Ranks, Tensor, Pipeline, Context, Expert, null), rank, factory, SequenceParallel);
             var layouts = new PipelinePartition(Model.NumLayers, new PipelineShape(Pipeline, Chunks), null, null).LayoutsOf(parallel.PipelineParallel.Rank);
-            using var model = new ModelChunks(Model, TestModels.Options(ScalarType.Float32) with { Recompute = Recompute, TensorOverlapChunks = TensorOverlapChunks }, parallel, layouts);
+            var options = TestModels.Options(Dtype) with
+            {
+                Recompute = Recompute, TensorOverlapChunks = TensorOverlapChunks, Attention = TestModels.Auto with { ContextExchange = Exchange },
+            };
+            using var model = new ModelChunks(Model, options, parallel, layouts);
             ModelInitializer.Initialize(model.Parameters, Model, seed: 7);
             using var trainer = new Trainer(model, parallel, CPU, new TrainerOptions
             {
                 PerTokenLoss = true, NumLogicalShards = 1, Optimizer = Optimizer, Schedule = Schedule, BucketElements = BucketElements,
+                LossScaler = Dtype == ScalarType.Float16 ? new LossScalerOptions { LossScale = 256 } : null,
             });
             body(new TrainerRank(this, parallel, model, trainer));
         }, failure => world.Abort(failure.Message));

@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Ops;
@@ -51,6 +52,29 @@ public sealed class ContextAttentionTests(ITestOutputHelper output)
         {
             AssertClose(name, values, plain.Values[name], tolerance);
             Assert.Equal(plain.Values[name], recomputed.Values[name]); // the same bits, in a second run at that
+        }
+    }
+
+    /// <summary>Hops beside the kernels, or each at its end before the next kernel: the same bits, and in 16 bits near one rank in fp32.</summary>
+    [Theory]
+    [InlineData(2, AttentionBackend.Unfused, ScalarType.BFloat16)]
+    [InlineData(3, AttentionBackend.Unfused, ScalarType.BFloat16)]
+    [InlineData(4, AttentionBackend.Flash, ScalarType.BFloat16)]
+    [InlineData(2, AttentionBackend.Unfused, ScalarType.Float16)]
+    [InlineData(4, AttentionBackend.Unfused, ScalarType.Float16)]
+    public void RingAttention_In16Bits_HasTheBitsOfOneHopAtATimeAndStaysNearFp32(int numRanks, AttentionBackend backend, ScalarType dtype)
+    {
+        var layout = new Layout("ring", new AttentionShape(4, 2, 8, FirstHead: 2, LayerIndex: 1), TestModels.Unfused with { Backend = backend }, 0);
+        using var row = new Row(PackedRow(new Random(8), numRanks), layout.Shape, dtype, seed: 8);
+        using var wide = row.To(ScalarType.Float32);
+        var expected = RunWhole(layout with { Options = TestModels.Unfused }, wide);
+        var overlapped = RunRanks(layout, row, numRanks, recompute: false);
+        var oneAtATime = RunRanks(layout, row, numRanks, recompute: false, OneHopAtATime);
+        var bound = Math.Pow(2, -8) * Math.Sqrt(numRanks); // blocks of keys that are added up
+        foreach (var (name, values) in expected)
+        {
+            Assert.Equal(oneAtATime.Values[name], overlapped.Values[name]);
+            AssertClose(name, values, overlapped.Values[name], bound);
         }
     }
 
@@ -130,16 +154,17 @@ public sealed class ContextAttentionTests(ITestOutputHelper output)
     }
 
     /// <summary>Runs all ranks and puts their tokens together in the order of the row.</summary>
-    private static Result RunRanks(Layout layout, Row row, int numRanks, bool recompute)
+    private static Result RunRanks(Layout layout, Row row, int numRanks, bool recompute, Func<LoopbackWorld, IProcessGroupFactory>? wrap = null)
     {
         var world = new LoopbackWorld(TimeSpan.FromSeconds(60));
+        var factory = wrap?.Invoke(world) ?? world;
         var parts = new Dictionary<string, double[]>[numRanks];
         var (volumes, bytes) = (new (Dictionary<string, long>, Dictionary<string, long>)[numRanks], new long[numRanks]);
         RankThreads.Run(numRanks, rank =>
         {
             using var leaks = LeakCheck.Start();
             using var scope = NewDisposeScope();
-            using var group = world.Create("cp", rank, [.. Enumerable.Range(0, numRanks)]);
+            using var group = factory.Create("cp", rank, [.. Enumerable.Range(0, numRanks)]);
             var rows = new ContextSplit(rank, numRanks).RowsOf(row.Batch, rank);
             using var context = new ForwardContext(new ContextSplit(rank, numRanks).Take(row.Batch), CPU, Step, isTraining: true, 1, 1) { WholeRow = row.Batch };
             using var saved = new Saved(context);
@@ -155,6 +180,19 @@ public sealed class ContextAttentionTests(ITestOutputHelper output)
             parts[rank] = Values(result, gradients);
         }, failure => world.Abort(failure.Message));
         return new Result(PutTogether(parts, row.Batch, numRanks), volumes, bytes);
+    }
+
+    /// <summary>A ring without overlap: a rank's send and receive have ended when it has started both.</summary>
+    private static ObservedWorld OneHopAtATime(LoopbackWorld world)
+    {
+        var first = new ConcurrentDictionary<int, CollectiveWork>();
+        return new ObservedWorld(world, onStarted: (operation, second) =>
+        {
+            if (first.TryAdd(operation.GlobalRank, second)) return;
+            second.Wait();
+            Assert.True(first.TryRemove(operation.GlobalRank, out var other));
+            other.Wait();
+        });
     }
 
     private static Dictionary<string, double[]> PutTogether(Dictionary<string, double[]>[] parts, MicroBatch whole, int numRanks) =>
@@ -232,6 +270,13 @@ public sealed class ContextAttentionTests(ITestOutputHelper output)
 
         private Row(MicroBatch batch, AttentionShape shape, Tensor heads, Tensor gradOutput) =>
             (Batch, this.shape, heads_TQD, GradOutput) = (batch, shape, heads, gradOutput);
+
+        /// <summary>The same values in a wider dtype.</summary>
+        public Row To(ScalarType wide)
+        {
+            using var scope = NewDisposeScope();
+            return new Row(Batch, shape, heads_TQD.to_type(wide).DetachFromDisposeScope(), GradOutput.to_type(wide).DetachFromDisposeScope());
+        }
 
         /// <summary>The tokens of one rank, in the scope that is open.</summary>
         public Row Take(int[] rows)
