@@ -65,6 +65,54 @@ public sealed class LoopbackProcessGroupTests : ProcessGroupContract
         Assert.Contains("over", Assert.Throws<RankFaultException>(group.Barrier).Message);
     }
 
+    /// <summary>
+    /// An abort, or a timeout, releases a rank, which then frees its tensors. The rank that computes for all may be reading them just then: the
+    /// one must not return before the other is through.
+    /// </summary>
+    [Fact]
+    public void Abort_WhileAPeerReadsARanksTensor_ReleasesItAfterwards()
+    {
+        var hub = new LoopbackHub("test", [0, 1], TimeSpan.FromSeconds(30));
+        using var hasEntered = new ManualResetEventSlim();
+        using var isReading = new ManualResetEventSlim();
+        using var hasReturned = new ManualResetEventSlim();
+        Thread? aborting = null;
+        var sum = 0f;
+        RankThreads.Run(3, thread =>
+        {
+            using var leaks = LeakCheck.Start();
+            using var scope = NewDisposeScope();
+            switch (thread)
+            {
+                case 0:
+                    var work = hub.Enter(0, new LoopbackCall { Signature = "sum", Input = LoopbackHub.Hold(ones(4)), Combine = Read });
+                    hasEntered.Set();
+                    work.Wait();
+                    hasReturned.Set();
+                    break;
+                case 1:
+                    hasEntered.Wait(TimeSpan.FromSeconds(30));
+                    hub.Enter(1, new LoopbackCall { Signature = "sum", Input = LoopbackHub.Hold(ones(4)) }).Wait();
+                    break;
+                default:
+                    isReading.Wait(TimeSpan.FromSeconds(30));
+                    Volatile.Write(ref aborting, Thread.CurrentThread);
+                    hub.Abort("over");
+                    break;
+            }
+        }, failure => hub.Abort(failure.Message));
+        Assert.Equal(4f, sum);
+
+        // On the thread of rank 1, until the abort either waits for the end of this or has released rank 0.
+        void Read(LoopbackCall[] calls)
+        {
+            isReading.Set();
+            SpinWait.SpinUntil(() => hasReturned.IsSet || Volatile.Read(ref aborting) is { } thread && thread.ThreadState.HasFlag(ThreadState.WaitSleepJoin));
+            Assert.False(hasReturned.IsSet);
+            sum = calls[0].Input?.sum().item<float>() ?? 0;
+        }
+    }
+
     private static RankFaultException Mismatch(Func<ProcessGroup, CollectiveWork> onFirst, Func<ProcessGroup, CollectiveWork> onSecond)
     {
         using var world = new World(2, TimeSpan.FromSeconds(30));
