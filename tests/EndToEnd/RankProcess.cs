@@ -69,9 +69,11 @@ internal static class RankProcess
             using var group = world.Create("world", rank, [.. Enumerable.Range(0, size)]);
             Console.WriteLine(program switch
             {
+                "contract" => FormattableString.Invariant($"{new ProcessContract(rank, store).RunAll(size)} passed"),
                 "sequence" => HashOfSequence(group),
                 "throughput" => Throughput(group),
                 "forever" => Forever(group),
+                "idle" => Idle(group),
                 _ => throw new ArgumentException($"no program {program}"),
             });
             group.Barrier();
@@ -93,6 +95,17 @@ internal static class RankProcess
             using (group.AllReduce(tensor, ReduceOp.Max)) { }
             if (i == 2) Console.WriteLine("running");
         }
+    }
+
+    /// <summary>Has nothing under way until a line of input says that it shall reduce.</summary>
+    private static string Idle(ProcessGroup group)
+    {
+        group.Barrier();
+        Console.WriteLine("idle");
+        Console.ReadLine();
+        using var tensor = ones(8);
+        using (group.AllReduce(tensor, ReduceOp.Sum)) { }
+        return "reduced";
     }
 
     /// <summary>Best of five all-reduces of 64 MiB, in MB of tensor for each second.</summary>

@@ -1,14 +1,27 @@
 using System.Diagnostics;
+using System.Globalization;
 using System.Net;
 using Megatron.Compute.Distributed;
 using Megatron.Testing;
 
 namespace Megatron.EndToEnd.Tests;
 
-/// <summary>The TCP backend between real processes: same bits as threads, a killed peer, throughput.</summary>
+/// <summary>The TCP backend between real processes: the suite of every backend, the bits of threads, a killed peer, throughput.</summary>
 public sealed class TcpProcessTests(ITestOutputHelper output)
 {
     private static readonly TimeSpan patience = TimeSpan.FromSeconds(90);
+
+    [Theory]
+    [InlineData(2)]
+    [InlineData(4)]
+    public async Task Contract_Processes_PassTheSuiteOfEveryBackend(int size)
+    {
+        var (codes, lines) = await RunAll("contract", size);
+        Assert.All(codes, code => Assert.Equal(0, code));
+        var passed = Assert.Single(lines.Select(rank => Assert.Single(rank)).Distinct());
+        output.WriteLine(passed);
+        Assert.InRange(int.Parse(passed.Split(' ')[0], CultureInfo.InvariantCulture), 44, int.MaxValue); // fewer: some were not found
+    }
 
     [Theory]
     [InlineData(2)]
@@ -49,6 +62,36 @@ public sealed class TcpProcessTests(ITestOutputHelper output)
             }
             output.WriteLine(FormattableString.Invariant($"three processes named the killed one {elapsed.TotalMilliseconds:F0} ms after the kill"));
             Assert.True(elapsed < TimeSpan.FromSeconds(1), $"took {elapsed}");
+        }
+        finally
+        {
+            Array.ForEach(ranks, End);
+        }
+    }
+
+    /// <summary>Nobody waits for the peer when it dies; the operation that comes afterwards ends at once.</summary>
+    [Fact]
+    public async Task AllReduce_PeerWasKilledWhileAllWereIdle_FaultsAtOnceAndNamesIt()
+    {
+        using var server = new TcpRendezvousServer(new IPEndPoint(IPAddress.Loopback, 0), 16);
+        var ranks = Enumerable.Range(0, 3).Select(rank => Start("idle", rank, 3, server.EndPoint.Port)).ToArray();
+        using var limit = new CancellationTokenSource(patience);
+        try
+        {
+            foreach (var rank in ranks) Assert.Equal("idle", await rank.StandardOutput.ReadLineAsync(limit.Token));
+            ranks[1].Kill();
+            await ranks[1].WaitForExitAsync(limit.Token);
+            foreach (var rank in (int[])[0, 2])
+            {
+                var clock = Stopwatch.StartNew();
+                await ranks[rank].StandardInput.WriteLineAsync("go");
+                await ranks[rank].StandardInput.FlushAsync(limit.Token);
+                Assert.StartsWith("fault 1 Group world: rank 1 (global 1) is lost", await ranks[rank].StandardOutput.ReadLineAsync(limit.Token));
+                output.WriteLine(FormattableString.Invariant($"rank {rank} named the killed one {clock.Elapsed.TotalMilliseconds:F0} ms after it was told to reduce"));
+                Assert.True(clock.Elapsed < TimeSpan.FromSeconds(1), $"took {clock.Elapsed}");
+                await ranks[rank].WaitForExitAsync(limit.Token);
+                Assert.Equal(RankProcess.FaultExitCode, ranks[rank].ExitCode);
+            }
         }
         finally
         {
@@ -102,7 +145,10 @@ public sealed class TcpProcessTests(ITestOutputHelper output)
     {
         var assembly = typeof(TcpProcessTests).Assembly.Location;
         var runsUnderDotnet = Path.GetFileNameWithoutExtension(Environment.ProcessPath) == "dotnet";
-        var start = new ProcessStartInfo(runsUnderDotnet ? Environment.ProcessPath ?? "dotnet" : Path.ChangeExtension(assembly, null)) { RedirectStandardOutput = true };
+        var start = new ProcessStartInfo(runsUnderDotnet ? Environment.ProcessPath ?? "dotnet" : Path.ChangeExtension(assembly, null))
+        {
+            RedirectStandardInput = true, RedirectStandardOutput = true,
+        };
         if (runsUnderDotnet) start.ArgumentList.Add(assembly);
         start.Environment[RankProcess.Variable] = FormattableString.Invariant($"{program} {rank} {size} {port}");
         return Process.Start(start) ?? throw new InvalidOperationException("The process did not start.");
