@@ -141,6 +141,18 @@ public sealed class FineTuneTests
     }
 
     [Fact]
+    public async Task DryRun_WithPipeline_DrawsTheScheduleAndItsBubble()
+    {
+        using var work = new Workspace(rows: 40);
+        var run = (await CommandLine.RunAsync(
+            work.Training("out", "--train_iters", "2", "--micro_batch_size", "2", "--pipeline_model_parallel_size", "2", "--dry_run"), ranks: 2)).Expect(ExitCode.Ok);
+        Assert.Contains("pipeline: 2 stages, 4 micro-batches, bubble ", run.Output, StringComparison.Ordinal);
+        Assert.Contains("  stage 0  F0 F1 ", run.Output, StringComparison.Ordinal);
+        Assert.Contains("  stage 1  .  F0 B0 ", run.Output, StringComparison.Ordinal);
+        Assert.False(Directory.Exists(work.Path("out")));
+    }
+
+    [Fact]
     public async Task OutputJson_IsOneObjectPerLine()
     {
         using var work = new Workspace(rows: 40);

@@ -23,6 +23,10 @@ internal sealed class ParityPage
             .ToDictionary(line => string.Concat(line.Split('|').Take(4).Select(part => part + "|")), StringComparer.Ordinal);
     }
 
+    /// <summary>Whether the name begins with one of the words of <c>PARITY_CELLS</c>, which are separated by commas; without the variable all are chosen.</summary>
+    public static bool IsChosen(string name) =>
+        Environment.GetEnvironmentVariable("PARITY_CELLS") is not { } words || words.Split(',').Any(word => name.StartsWith(word, StringComparison.Ordinal));
+
     /// <summary>What a row begins with.</summary>
     public static string TitleOf(ParityCell cell, int accumulation, bool perToken) =>
         string.Create(CultureInfo.InvariantCulture, $"| {cell.Name} | {accumulation} | {(perToken ? "token" : "micro-batch")} |");
