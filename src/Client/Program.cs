@@ -10,4 +10,4 @@ var console = new CommandConsole(Console.Out, Console.Error);
 if (Environment.GetEnvironmentVariable("MEGATRON_COMMAND") is { Length: > 0 } command) console = console with { Program = command }; // set by the launcher
 var cli = new MegatronCli(console, Environment.GetEnvironmentVariable, TimeProvider.System);
 var exitCode = await cli.RunAsync(args, CancellationToken.None);
-Environment.Exit(exitCode); // after an abort a rank may still hang in a collective: the process ends all the same
+ProcessEnd.Now(exitCode);

@@ -56,9 +56,10 @@ public sealed class CheckpointSaver : IDisposable
         using var scope = NewDisposeScope();
         var facts = content.Facts(rank);
         var scratch = new CheckpointStore(store.TemporaryFolder(link.Attempt.Attempt, $"rehearsal-{link.Rank}"), time, _ => fence.Check());
-        var saving = Task.Run(() => SaveRehearsal.Run(scratch, facts));
+        var saving = new Thread(() => SaveRehearsal.Run(scratch, facts)) { IsBackground = true, Name = "rehearsal" };
+        saving.Start();
         _ = (image ??= new HostImage(rank.Device)).Capture(content.Of(rank).Content);
-        saving.GetAwaiter().GetResult();
+        saving.Join();
     }
 
     /// <summary>
