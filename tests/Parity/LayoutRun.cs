@@ -37,24 +37,29 @@ public static class LayoutRun
     public static LayoutResult Run(string model, Func<ModelConfig, ModelConfig>? change, TrainingConfig config, int ranks, bool perTokenLoss) =>
         Run(model, change, config, ranks, perTokenLoss, part: null);
 
+    /// <summary>The first steps, with every collective holding up what its ranks do afterwards: see <see cref="ObservedWorld.InLockstep"/>.</summary>
+    public static LayoutResult RunInLockstep(string model, TrainingConfig config, int ranks, bool perTokenLoss, int steps) =>
+        Run(model, change: null, config, ranks, perTokenLoss, new RunPart(0, steps, null, null), ObservedWorld.InLockstep);
+
     /// <summary>The same for a part of the steps.</summary>
     public static LayoutResult Run(string model, TrainingConfig config, int ranks, bool perTokenLoss, RunPart part) => Run(model, change: null, config, ranks, perTokenLoss, part);
 
-    private static LayoutResult Run(string model, Func<ModelConfig, ModelConfig>? change, TrainingConfig config, int ranks, bool perTokenLoss, RunPart? part)
+    private static LayoutResult Run(
+        string model, Func<ModelConfig, ModelConfig>? change, TrainingConfig config, int ranks, bool perTokenLoss, RunPart? part, Func<IProcessGroupFactory, IProcessGroupFactory>? wrap = null)
     {
         var resolved = GoldenVerifier.Resolve(config with { Golden = Repository.Asset("golden", model) }, ranks) with { CalculatePerTokenLoss = perTokenLoss };
         var world = new LoopbackWorld(TimeSpan.FromMinutes(5));
         var results = new LayoutResult[ranks];
         var checkpoint = part is null ? null : new PartCheckpoint(part, resolved, ranks);
         RankThreads.Run(
-            ranks, rank => results[rank] = RunRank(resolved, change, ranks, rank, world, checkpoint), failure => world.Abort(failure.Message), TimeSpan.FromMinutes(5));
+            ranks, rank => results[rank] = RunRank(resolved, change, ranks, rank, wrap?.Invoke(world) ?? world, checkpoint), failure => world.Abort(failure.Message), TimeSpan.FromMinutes(5));
         Assert.All(results, result => Assert.Equal(results[0].BatchHashes, result.BatchHashes));
         Assert.All(results, result => Assert.Equal(results[0].GradNorms, result.GradNorms));
         return results[0];
     }
 
     private static LayoutResult RunRank(
-        TrainingConfig config, Func<ModelConfig, ModelConfig>? change, int ranks, int rank, LoopbackWorld world, PartCheckpoint? checkpoint)
+        TrainingConfig config, Func<ModelConfig, ModelConfig>? change, int ranks, int rank, IProcessGroupFactory world, PartCheckpoint? checkpoint)
     {
         using var leaks = LeakCheck.Start();
         using var scope = NewDisposeScope();

@@ -7,7 +7,11 @@ namespace Megatron.Testing;
 /// <param name="Group">Name of the group.</param>
 /// <param name="GlobalRank">Who starts it.</param>
 /// <param name="Operation">As <see cref="CommunicationVolume"/> names it.</param>
-public sealed record StartedOperation(string Group, int GlobalRank, string Operation);
+public sealed record StartedOperation(string Group, int GlobalRank, string Operation)
+{
+    /// <summary>As <see cref="ProcessGroup.IsWarmingUp"/> was then.</summary>
+    public bool IsWarmingUp { get; init; }
+}
 
 /// <summary>A backend that tells a test of every operation before and after it starts, on the thread of the rank that starts it.</summary>
 /// <param name="onStart">Before.</param>
@@ -15,6 +19,15 @@ public sealed record StartedOperation(string Group, int GlobalRank, string Opera
 public sealed class ObservedWorld(
     IProcessGroupFactory inner, Action<StartedOperation>? onStart = null, Action<StartedOperation, CollectiveWork>? onStarted = null) : IProcessGroupFactory
 {
+    /// <summary>
+    /// A collective ends before the call that starts it returns, so that each holds up everything behind it, of whatever group: the ranks come through
+    /// only when there is one order of all collectives that each rank keeps.
+    /// </summary>
+    public static ObservedWorld InLockstep(IProcessGroupFactory inner) => new(inner, onStarted: (started, work) =>
+    {
+        if (started.Operation is not ("send" or "receive")) work.Wait();
+    });
+
     /// <inheritdoc/>
     public ProcessGroup Create(string name, int globalRank, IReadOnlyList<int> members) => new Observed(inner.Create(name, globalRank, members), onStart, onStarted);
 
@@ -45,13 +58,13 @@ public sealed class ObservedWorld(
 
         protected override void BarrierCore()
         {
-            onStart?.Invoke(new StartedOperation(Name, GlobalRanks[Rank], "barrier"));
+            onStart?.Invoke(new StartedOperation(Name, GlobalRanks[Rank], "barrier") { IsWarmingUp = IsWarmingUp });
             inner.Barrier();
         }
 
         private CollectiveWork Start(string name, Func<CollectiveWork> start)
         {
-            var operation = new StartedOperation(Name, GlobalRanks[Rank], name);
+            var operation = new StartedOperation(Name, GlobalRanks[Rank], name) { IsWarmingUp = IsWarmingUp };
             onStart?.Invoke(operation);
             var work = start();
             onStarted?.Invoke(operation, work);

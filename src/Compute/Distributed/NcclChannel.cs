@@ -26,7 +26,7 @@ internal sealed class NcclChannel : IDisposable
     {
         (this.key, this.description, this.isSender) = (key, description, isSender);
         ending = CancellationTokenSource.CreateLinkedTokenSource(context.Ending);
-        this.context = context with { Ending = ending.Token };
+        this.context = context with { Ending = ending.Token, SharedStream = null };
         thread = new Thread(Run) { IsBackground = true, Name = description };
         thread.Start();
     }
@@ -34,9 +34,10 @@ internal sealed class NcclChannel : IDisposable
     /// <summary>Starts a transfer behind what the rank's current stream holds now.</summary>
     /// <param name="tensor">Held until Wait; owned by the work.</param>
     /// <param name="launch">Sends or receives it.</param>
-    public CollectiveWork Start(TorchSharp.torch.Tensor tensor, NcclCommunicator.Launch launch)
+    /// <param name="waitsOnHost">Wait returns when the device is through with it.</param>
+    public CollectiveWork Start(TorchSharp.torch.Tensor tensor, NcclCommunicator.Launch launch, bool waitsOnHost)
     {
-        var transfer = new NcclTransfer(context.Device, tensor, launch);
+        var transfer = new NcclTransfer(context.Device, tensor, launch, waitsOnHost);
         lock (gate)
         {
             if (abortReason is not null) transfer.Fail(new RankFaultException($"{description}: {abortReason}"));
@@ -126,6 +127,7 @@ internal sealed class NcclTransfer : CollectiveWork
 {
     private readonly TorchSharp.torch.Tensor tensor;
     private readonly CudaStream events;
+    private readonly bool waitsOnHost;
     private readonly ManualResetEventSlim begun = new();
     private NcclWork? work;
     private RankFaultException? problem;
@@ -136,9 +138,9 @@ internal sealed class NcclTransfer : CollectiveWork
 
     public NcclCommunicator.Launch Launch { get; }
 
-    public NcclTransfer(int device, TorchSharp.torch.Tensor tensor, NcclCommunicator.Launch launch)
+    public NcclTransfer(int device, TorchSharp.torch.Tensor tensor, NcclCommunicator.Launch launch, bool waitsOnHost)
     {
-        (this.tensor, Launch, events) = (tensor, launch, CudaStream.EventsOf(device));
+        (this.tensor, Launch, events, this.waitsOnHost) = (tensor, launch, CudaStream.EventsOf(device), waitsOnHost);
         Ready = events.CreateEvent();
         events.RecordOnCurrent(Ready);
     }
@@ -169,6 +171,7 @@ internal sealed class NcclTransfer : CollectiveWork
         try
         {
             if (problem is not null) throw problem;
+            if (waitsOnHost) work?.WaitOnHost();
             work?.Wait();
         }
         finally

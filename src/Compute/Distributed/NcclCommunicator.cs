@@ -22,10 +22,16 @@ internal sealed record NcclContext
 
     /// <summary>Cancelled when the world is aborted.</summary>
     public required CancellationToken Ending { get; init; }
+
+    /// <summary>
+    /// Stream of all collectives of a rank whose process owns several GPUs: they run in the order in which the rank starts them, so those of two groups
+    /// never wait for each other (docs/adr/0012). Null: each communicator has its own.
+    /// </summary>
+    public CudaStream? SharedStream { get; init; }
 }
 
 /// <summary>
-/// One non-blocking NCCL communicator with a stream of its own. Operations are enqueued by one thread; the watchdog looks at them and aborts
+/// One non-blocking NCCL communicator and the stream of its operations. They are enqueued by one thread; the watchdog looks at them and aborts
 /// from another. A lock keeps the two apart, and no call stays inside the library while it is held.
 /// </summary>
 internal sealed unsafe class NcclCommunicator : IDisposable
@@ -53,7 +59,7 @@ internal sealed unsafe class NcclCommunicator : IDisposable
     {
         (this.context, Description) = (context, description);
         var id = ExchangeId(key, rank);
-        Stream = new CudaStream(context.Device);
+        Stream = context.SharedStream ?? new CudaStream(context.Device);
         try
         {
             var config = NcclConfig.NonBlocking;
@@ -65,7 +71,7 @@ internal sealed unsafe class NcclCommunicator : IDisposable
         catch
         {
             Abort("it was not opened");
-            Stream.Dispose();
+            DisposeOwnStream();
             throw;
         }
     }
@@ -211,7 +217,12 @@ internal sealed unsafe class NcclCommunicator : IDisposable
             pending.Clear();
             freeEvents.Clear();
         }
-        Stream.Dispose();
+        DisposeOwnStream();
+    }
+
+    private void DisposeOwnStream()
+    {
+        if (context.SharedStream is null) Stream.Dispose();
     }
 
     private NcclUniqueId ExchangeId(string key, int rank)
@@ -292,6 +303,13 @@ internal sealed class NcclWork(NcclCommunicator communicator, string operation, 
 
     /// <inheritdoc/>
     public override bool IsCompleted => IsReaped || communicator.IsDone(done);
+
+    /// <summary>Returns when the device is through with it, or the communicator has failed.</summary>
+    public void WaitOnHost()
+    {
+        var spinner = new SpinWait();
+        while (!IsCompleted) spinner.SpinOnce();
+    }
 
     /// <inheritdoc/>
     public override void Wait()

@@ -7,8 +7,9 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.Distributed;
 
 /// <summary>
-/// Collectives between GPUs by NCCL. Each runs on the group's stream behind what the rank's current stream holds; Wait orders the current
-/// stream behind it and does not stop the host. Sends and receives have a communicator for each peer and direction (<see cref="NcclChannel"/>).
+/// Collectives between GPUs by NCCL. Each runs on the group's stream, or on the one of all groups of the rank, behind what the rank's current stream holds;
+/// Wait orders the current stream behind it and does not stop the host. Sends and receives have a communicator for each peer and direction
+/// (<see cref="NcclChannel"/>).
 /// </summary>
 internal sealed unsafe class NcclProcessGroup : ProcessGroup
 {
@@ -34,6 +35,9 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
         lateAfter = context.Timeout / 4 < LongestLate ? context.Timeout / 4 : LongestLate;
         communicator = new NcclCommunicator(context, key, $"NCCL group {name} of ranks {string.Join(", ", globalRanks)}, rank {globalRanks[rank]}", rank, globalRanks.Count);
     }
+
+    /// <summary>The GPUs of this process must not meet a waiting kernel in a call of the driver: see <see cref="ProcessGroup.IsWarmingUp"/>.</summary>
+    private bool WaitsOnHost => IsWarmingUp && context.SharedStream is not null;
 
     /// <summary>What is wrong with the group; null when nothing is. Called by the watchdog.</summary>
     public RankFaultException? FindFault()
@@ -125,7 +129,7 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
         else context.Store.Get($"{key}/all-done", LongestFarewell, context.Ending);
     }
 
-    protected override CollectiveWork AllReduceCore(Tensor tensor, ReduceOp op)
+    protected override NcclWork AllReduceCore(Tensor tensor, ReduceOp op)
     {
         var (pointer, count, type) = Describe(tensor);
         return Start("all_reduce", [tensor], (nccl, comm, stream) => nccl.AllReduce(pointer, pointer, count, type, Code(op), comm, stream));
@@ -175,13 +179,13 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
     protected override CollectiveWork SendCore(Tensor tensor, int peer)
     {
         var (pointer, count, type) = Describe(tensor);
-        return Channel(peer, isSender: true).Start(Hold(tensor), (nccl, comm, stream) => nccl.Send(pointer, count, type, 1, comm, stream));
+        return Channel(peer, isSender: true).Start(Hold(tensor), (nccl, comm, stream) => nccl.Send(pointer, count, type, 1, comm, stream), WaitsOnHost);
     }
 
     protected override CollectiveWork ReceiveCore(Tensor tensor, int peer)
     {
         var (pointer, count, type) = Describe(tensor);
-        return Channel(peer, isSender: false).Start(Hold(tensor), (nccl, comm, stream) => nccl.Receive(pointer, count, type, 0, comm, stream));
+        return Channel(peer, isSender: false).Start(Hold(tensor), (nccl, comm, stream) => nccl.Receive(pointer, count, type, 0, comm, stream), WaitsOnHost);
     }
 
     /// <summary>The only call here that waits on the host: everybody's work is enqueued and done.</summary>
@@ -190,8 +194,7 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
         using var scope = NewDisposeScope();
         var token = zeros(1, dtype: int32, device: new Device(TorchSharp.DeviceType.CUDA, context.Device));
         using var work = AllReduceCore(token, ReduceOp.Sum);
-        var spinner = new SpinWait();
-        while (!work.IsCompleted) spinner.SpinOnce();
+        work.WaitOnHost();
         work.Wait();
     }
 
@@ -203,7 +206,9 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
         Tensor[] held = [.. tensors.Select(Hold)];
         try
         {
-            return communicator.Start(operation, held, launch);
+            var work = communicator.Start(operation, held, launch);
+            if (WaitsOnHost) work.WaitOnHost();
+            return work;
         }
         catch
         {

@@ -12,6 +12,9 @@ public sealed record NcclWorldOptions
     /// <summary>Index of the rank's GPU in this process.</summary>
     public required int Device { get; init; }
 
+    /// <summary>The process owns more GPUs than this rank's: docs/adr/0012 says what follows from it.</summary>
+    public bool SharesProcess { get; init; }
+
     /// <summary>How long one operation may take (<c>--distributed_timeout_minutes</c>).</summary>
     public required TimeSpan Timeout { get; init; }
 
@@ -37,6 +40,8 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
     private readonly CancellationTokenSource ending = new();
     private readonly Thread watchdog;
     private readonly IRendezvousStore store;
+    private readonly bool sharesProcess;
+    private CudaStream? sharedStream;
     private string? abortReason;
 
     /// <summary>The library's version, as it counts: 22809 is 2.28.9.</summary>
@@ -46,7 +51,7 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
     /// <exception cref="ConfigException">NATIVE013, NATIVE014: no usable NCCL.</exception>
     public NcclWorld(IRendezvousStore store, NcclWorldOptions options, LoadedLibTorch libTorch)
     {
-        this.store = store;
+        (this.store, sharesProcess) = (store, options.SharesProcess);
         context = new NcclContext
         {
             Library = Nccl.Load(libTorch), Store = new PrefixedRendezvousStore(store, $"{options.Attempt}/nccl/"), Device = options.Device,
@@ -61,7 +66,8 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
     {
         lock (gate) ThrowIfAborted();
         CudaStream.MakeCurrent(context.Device);
-        var group = new NcclProcessGroup(context, $"{name}:{string.Join(',', members)}", name, members.ToList().IndexOf(globalRank), [.. members]);
+        if (sharesProcess) sharedStream ??= new CudaStream(context.Device);
+        var group = new NcclProcessGroup(context with { SharedStream = sharedStream }, $"{name}:{string.Join(',', members)}", name, members.ToList().IndexOf(globalRank), [.. members]);
         lock (gate)
         {
             groups.Add(group);
@@ -85,12 +91,13 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
         foreach (var group in open) group.Abort(reason, culprit);
     }
 
-    /// <summary>Ends the watchdog. Groups are disposed by those who opened them.</summary>
+    /// <summary>Ends the watchdog. Groups are disposed before, by those who opened them.</summary>
     public void Dispose()
     {
         lock (gate) abortReason ??= "the rank has ended";
         ending.Cancel();
         watchdog.Join();
+        sharedStream?.Dispose();
         (store as IDisposable)?.Dispose();
     }
 

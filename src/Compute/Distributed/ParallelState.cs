@@ -48,6 +48,18 @@ public sealed class ParallelState : IDisposable
     /// <summary>Norm and dropout activations are split along the tokens over the TP group.</summary>
     public required bool SequenceParallel { get; init; }
 
+    /// <summary>Steps after which everything that a step needs has been loaded, planned and allocated.</summary>
+    public const int WarmupSteps = 2;
+
+    /// <summary>As <see cref="ProcessGroup.IsWarmingUp"/>, for all groups.</summary>
+    public bool IsWarmingUp
+    {
+        set
+        {
+            foreach (var group in Groups()) group.IsWarmingUp = value;
+        }
+    }
+
     /// <summary>First pipeline stage: owns the embedding and reads tokens.</summary>
     public bool IsFirstStage => PipelineParallel.Rank == 0;
 

@@ -60,6 +60,13 @@ public abstract class ProcessGroup : IDisposable
     /// <summary>How long this rank's thread has waited for peers of this group so far; null for a device backend, whose Wait returns at once.</summary>
     public virtual TimeSpan? BlockedTime => null;
 
+    /// <summary>
+    /// The rank may still load kernels, make plans and take memory, which can hang behind a collective that waits for another GPU of the same process
+    /// (docs/adr/0012). Where that can be, a collective and a transfer's Wait return only when the device is through with it. Groups begin with true; the
+    /// program that steps sets it.
+    /// </summary>
+    public bool IsWarmingUp { get; set; } = true;
+
     protected ProcessGroup(string name, int rank, IReadOnlyList<int> globalRanks)
     {
         if (rank < 0 || rank >= globalRanks.Count)

@@ -2,6 +2,7 @@ using System.IO.Hashing;
 using System.Reflection;
 using System.Runtime.InteropServices;
 using System.Text;
+using static TorchSharp.torch;
 
 namespace Megatron.Compute.Native;
 
@@ -14,6 +15,10 @@ public sealed unsafe class CudaKernels
     private static readonly Lock gate = new();
     private static readonly Dictionary<(int Device, string File, string Define), CudaKernels> modules = [];
 
+    /// <summary>The kernels of <c>--fp8_format</c>.</summary>
+    internal const string Float8File = "float8.cu";
+
+    private const string Folder = ".Kernels."; // in the names of the embedded files
     private const uint SharedBytesUnasked = 48 << 10; // more must be asked for
 
     private readonly Dictionary<string, nint> functions = new(StringComparer.Ordinal);
@@ -48,6 +53,26 @@ public sealed unsafe class CudaKernels
             return kernels;
         }
     }
+
+    /// <summary>Compiles and loads the kernel files for the current device, for tensors of <paramref name="dtype"/> and of fp32.</summary>
+    /// <param name="hasFloat8">Those for float8 too, which older GPUs do not take.</param>
+    public static void LoadAll(ScalarType dtype, bool hasFloat8)
+    {
+        foreach (var file in Files().Where(file => hasFloat8 || file != Float8File))
+            foreach (var define in (HashSet<string>)[KernelElement.Define(dtype), KernelElement.Define(ScalarType.Float32)]) Of(file, define);
+    }
+
+    /// <summary>True when the driver loads whole modules; false when it loads each kernel at its first launch.</summary>
+    internal static bool AreModulesEager()
+    {
+        int mode;
+        Check(Driver.ModuleGetLoadingMode(&mode), "cuModuleGetLoadingMode");
+        return mode == 1; // CU_MODULE_EAGER_LOADING
+    }
+
+    /// <summary>Names of the embedded kernel files.</summary>
+    private static IEnumerable<string> Files() => Assembly.GetExecutingAssembly().GetManifestResourceNames()
+        .Where(name => name.EndsWith(".cu", StringComparison.Ordinal)).Select(name => name[(name.IndexOf(Folder, StringComparison.Ordinal) + Folder.Length)..]);
 
     /// <summary>Bytes of shared memory that a block may have on this device.</summary>
     public int MaxSharedBytes => Attribute(device, 97); // CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
@@ -106,7 +131,7 @@ public sealed unsafe class CudaKernels
     private static string Embedded(string file)
     {
         var assembly = Assembly.GetExecutingAssembly();
-        var name = assembly.GetManifestResourceNames().Single(candidate => candidate.EndsWith(".Kernels." + file, StringComparison.Ordinal));
+        var name = assembly.GetManifestResourceNames().Single(candidate => candidate.EndsWith(Folder + file, StringComparison.Ordinal));
         using var stream = assembly.GetManifestResourceStream(name) ?? throw new InvalidOperationException($"{file} is not embedded.");
         using var reader = new StreamReader(stream);
         return reader.ReadToEnd();
@@ -142,6 +167,7 @@ public sealed unsafe class CudaKernels
         private static readonly nint library = NativeLibrary.Load("libcuda.so.1");
 
         public static readonly delegate* unmanaged<nint*, void*, int> ModuleLoadData = (delegate* unmanaged<nint*, void*, int>)Export("cuModuleLoadData");
+        public static readonly delegate* unmanaged<int*, int> ModuleGetLoadingMode = (delegate* unmanaged<int*, int>)Export("cuModuleGetLoadingMode");
         public static readonly delegate* unmanaged<nint*, nint, byte*, int> ModuleGetFunction = (delegate* unmanaged<nint*, nint, byte*, int>)Export("cuModuleGetFunction");
         public static readonly delegate* unmanaged<nint, uint, uint, uint, uint, uint, uint, uint, nint, void**, void**, int> LaunchKernel =
             (delegate* unmanaged<nint, uint, uint, uint, uint, uint, uint, uint, nint, void**, void**, int>)Export("cuLaunchKernel");

@@ -14,7 +14,10 @@ public static class KernelElement
     public static int VectorLength(Tensor x) => x.dtype == ScalarType.Float32 ? 4 : 8;
 
     /// <summary>The definition that selects the dtype.</summary>
-    public static string Define(Tensor x) => x.dtype switch
+    public static string Define(Tensor x) => Define(x.dtype);
+
+    /// <inheritdoc cref="Define(Tensor)"/>
+    public static string Define(ScalarType dtype) => dtype switch
     {
         ScalarType.BFloat16 => "ELEMENT=0",
         ScalarType.Float16 => "ELEMENT=1",

@@ -63,7 +63,7 @@ public static partial class LibTorch
         var places = NativeSearch.Default();
         var folder = NativeSearch.FindLibTorch(options.Folder, places);
         var libraries = LibrariesIn(folder);
-        SetUnlessGiven("GOMP_SPINCOUNT", OpenMpSpinCount); // read once, when libgomp is loaded
+        SetVariables(options);
         var handles = libraries.ToDictionary(name => name, name => LoadLibrary(Path.Combine(folder, name)));
         var version = StableAbi.ReadVersion(handles[Cpu], folder);
         RequireTestedVersion(version, folder, options.AllowUntestedVersion);
@@ -78,6 +78,17 @@ public static partial class LibTorch
         Volatile.Write(ref abi, resolvedAbi);
         if (handles.TryGetValue(Cuda, out var cuda)) Volatile.Write(ref cudaAbi, new Lazy<CudaAbi>(() => new CudaAbi(cuda, folder, version)));
         return new LoadedLibTorch(folder, version, libraries.Contains(Cuda), shim.Path, shim.Path != original);
+    }
+
+    /// <summary>Variables that native libraries read once: libgomp when it is loaded, the CUDA driver when it is initialized, NCCL at its first communicator.</summary>
+    internal static void SetVariables(LibTorchOptions options)
+    {
+        SetUnlessGiven("GOMP_SPINCOUNT", OpenMpSpinCount);
+        if (!options.OwnsSeveralGpus) return;
+        SetUnlessGiven("CUDA_MODULE_LOADING", "EAGER");
+        // NCCL hands the tensors of one GPU to the others of the process, and those cannot reach memory that libtorch maps piece by piece.
+        foreach (var name in (string[])["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+            if (Marshal.PtrToStringUTF8(GetEnv(name))?.Contains("expandable_segments:True", StringComparison.OrdinalIgnoreCase) ?? false) SetUnlessGiven("NCCL_P2P_DIRECT_DISABLE", "1");
     }
 
     /// <summary>File names to load, dependencies first, so that no later load has to search for one.</summary>
@@ -110,6 +121,9 @@ public static partial class LibTorch
 
     [LibraryImport("libc", EntryPoint = "setenv", StringMarshalling = StringMarshalling.Utf8)]
     private static partial int SetEnv(string name, string value, int overwrite);
+
+    [LibraryImport("libc", EntryPoint = "getenv", StringMarshalling = StringMarshalling.Utf8)]
+    private static partial nint GetEnv(string name);
 
     private static nint LoadLibrary(string path)
     {

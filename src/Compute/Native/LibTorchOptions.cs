@@ -12,6 +12,12 @@ public sealed record LibTorchOptions
     /// <summary>Accept a libtorch whose version was not tested with this build. Its C++ interface may differ and crash the process.</summary>
     public bool AllowUntestedVersion { get; init; }
 
+    /// <summary>
+    /// The process may own several GPUs (docs/adr/0012): all kernels of a CUDA library are loaded when the library is, not at their first launch
+    /// (<c>CUDA_MODULE_LOADING=EAGER</c>, unless the user has set it), which costs time at the start.
+    /// </summary>
+    public bool OwnsSeveralGpus { get; init; }
+
     /// <summary>Folder for the private copy of TorchSharp's shim on systems with an older libstdc++. Null: the user's local application data.</summary>
     public string? CacheFolder { get; init; }
 }

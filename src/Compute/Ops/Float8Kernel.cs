@@ -15,7 +15,6 @@ internal enum Float8Sides
 /// <summary><see cref="Float8"/> on a GPU of compute capability 8.9 or later.</summary>
 internal static class Float8Kernel
 {
-    private const string File = "float8.cu";
     private const int BlockThreads = 256, Tile = 128, BlocksPerProcessor = 8, NumProcessors = 132;
 
     /// <summary>See <see cref="Float8.LargestMagnitude"/>.</summary>
@@ -58,5 +57,5 @@ internal static class Float8Kernel
 
     private static long Address(Tensor? tensor) => tensor is null ? 0 : Dispatcher.DataPointer(tensor);
 
-    private static CudaKernels Kernels(Tensor x) => CudaKernels.Of(File, KernelElement.Define(x));
+    private static CudaKernels Kernels(Tensor x) => CudaKernels.Of(CudaKernels.Float8File, KernelElement.Define(x));
 }

@@ -132,6 +132,7 @@ public static class GoldenRun
         TrainingConfig config, int worldSize, int rank, int localRank, Func<torch.Device, IProcessGroupFactory> factoryOf, RankEnvironment environment)
     {
         var device = CudaDevices.Choose(config.Device, localRank, environment.PrepareThread());
+        environment.PrepareDevice(device, config, _ => { });
         using var parallel = ParallelState.Create(RunSettings.Dims(config, worldSize), rank, factoryOf(device), config.SequenceParallel);
         using var verifier = new GoldenVerifier(config, parallel, device);
         var checks = verifier.Run();

@@ -136,6 +136,7 @@ public sealed class GoldenVerifier : IDisposable
         var (loss, norm, balance) = (new Series(), new Series(), new Series());
         for (var step = 0; step < expected.Count; step++)
         {
+            parallel.IsWarmingUp = step < ParallelState.WarmupSteps;
             var metrics = trainer.TrainStep(source.Get(step), schedule.At(step + 1));
             loss.Add(GlobalLoss(metrics.LossSum, metrics.TokenCount), expected[step].LmLoss);
             norm.Add(metrics.Optimizer.GradNorm, expected[step].GradNorm);

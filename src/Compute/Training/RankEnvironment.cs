@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Net;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Distributed;
@@ -10,6 +11,8 @@ namespace Megatron.Compute.Training;
 /// <summary>What a silo gives to the ranks it hosts.</summary>
 public sealed record RankEnvironment
 {
+    private readonly ConcurrentDictionary<int, long> reserved = new(); // by device: bytes that were taken when memory was last reserved
+
     /// <summary>Where libtorch is looked for.</summary>
     public required LibTorchOptions LibTorch { get; init; }
 
@@ -18,6 +21,9 @@ public sealed record RankEnvironment
 
     /// <summary>Intra-operation threads of a rank to which nobody gives a share: the cores of the machine divided by the ranks of this process.</summary>
     public required int ThreadsPerRank { get; init; }
+
+    /// <summary>More than one rank is a thread of this process (DESIGN D2); where they have GPUs, docs/adr/0012 says what follows from it.</summary>
+    public bool HostsSeveralRanks { get; init; }
 
     /// <summary>Closed while this process may not commit checkpoints.</summary>
     public SideEffectFence Fence { get; init; } = new();
@@ -41,10 +47,13 @@ public sealed record RankEnvironment
     /// <param name="meeting">How; null when this process belongs to no cluster.</param>
     public static RankEnvironment OfSilo(LibTorchOptions libTorch, TimeProvider time, int ranks, RankMeeting? meeting)
     {
-        var (threads, processes, gpus, besideGpus) = (new LoopbackWorlds(), new TcpWorlds(meeting), new NcclWorlds(meeting, libTorch), new TcpWorlds(meeting));
+        var several = ranks > 1;
+        if (several) libTorch = libTorch with { OwnsSeveralGpus = true };
+        var (threads, processes, gpus, besideGpus) = (new LoopbackWorlds(), new TcpWorlds(meeting), new NcclWorlds(meeting, libTorch, several), new TcpWorlds(meeting));
         return new RankEnvironment
         {
             LibTorch = libTorch,
+            HostsSeveralRanks = several,
             Time = time,
             ThreadsPerRank = Math.Max(1, Environment.ProcessorCount / ranks),
             ProcessGroups = (start, device) =>
@@ -68,6 +77,31 @@ public sealed record RankEnvironment
         return loaded;
     }
 
+    /// <summary>
+    /// Before the groups of a rank are opened: loads and takes what could otherwise be loaded and taken behind a collective that waits for another GPU of
+    /// this process. Does nothing for a CPU, nor where a process has one GPU.
+    /// </summary>
+    /// <param name="config">Which kernels it needs.</param>
+    /// <param name="warn">Gets a line when the user's own settings undo a part of it.</param>
+    public void PrepareDevice(torch.Device device, TrainingConfig config, Action<string> warn)
+    {
+        if (!HostsSeveralRanks || device.type != DeviceType.CUDA) return;
+        if (!CudaKernels.AreModulesEager())
+            warn("CUDA_MODULE_LOADING is not EAGER although this process owns several GPUs: a kernel that is loaded behind a waiting collective can hang; unset the variable.");
+        CudaKernels.LoadAll(RunSettings.Model(config, device).Dtype, config.Fp8Format is not null);
+    }
+
+    /// <summary>
+    /// After the steps in which a rank takes its memory: takes some more beforehand, for rows that are longer later on. Once for what an attempt takes that
+    /// none before it took; does nothing where <see cref="PrepareDevice"/> does nothing.
+    /// </summary>
+    public void ReserveMemory(torch.Device device)
+    {
+        if (!HostsSeveralRanks || device.type != DeviceType.CUDA || CudaDevices.UsedBytes() <= reserved.GetValueOrDefault(device.index)) return;
+        CudaDevices.Reserve(device);
+        reserved[device.index] = CudaDevices.UsedBytes();
+    }
+
     /// <summary>One loopback world for each attempt: a new attempt never meets the groups of an old one.</summary>
     private sealed class LoopbackWorlds
     {
@@ -88,7 +122,7 @@ public sealed record RankEnvironment
     }
 
     /// <summary>One NCCL world for each rank of this process and attempt; that of an older attempt is closed when the next one starts.</summary>
-    private sealed class NcclWorlds(RankMeeting? meeting, LibTorchOptions libTorch)
+    private sealed class NcclWorlds(RankMeeting? meeting, LibTorchOptions libTorch, bool sharesProcess)
     {
         private static readonly TimeSpan LongestJoin = TimeSpan.FromMinutes(30), StoreRequestTimeout = TimeSpan.FromSeconds(30);
         private readonly Lock gate = new();
@@ -110,6 +144,7 @@ public sealed record RankEnvironment
             {
                 Attempt = FormattableString.Invariant($"{start.Attempt.JobId}/{start.Attempt.Attempt}"),
                 Device = device,
+                SharesProcess = sharesProcess,
                 Timeout = timeout,
                 JoinTimeout = timeout < LongestJoin ? timeout : LongestJoin,
             }, Native.LibTorch.Load(libTorch));

@@ -63,6 +63,7 @@ public sealed class RankSetup : IDisposable
         try
         {
             var dims = RunSettings.Dims(config, start.WorldSize);
+            environment.PrepareDevice(device, config, line => link.Notice(line, RankNoticeLevel.Warning));
             var backend = environment.ProcessGroups(start, device);
             groups.Backend(backend);
             var parallel = ParallelState.Create(dims, start.Rank, backend, config.SequenceParallel);

@@ -3,6 +3,7 @@ using System.Diagnostics;
 using Megatron.Compute.Configuration;
 using Megatron.Compute.Data;
 using Megatron.Compute.Distributed;
+using Megatron.Compute.Native;
 
 namespace Megatron.Compute.Training;
 
@@ -23,6 +24,8 @@ public sealed class TrainingRun : IRankProgram
     private bool isBusy;
     private TimeSpan timeWaited;
     private TimeSpan timeOfSteps;
+    private int numSteps;
+    private MemoryGrowth? growth; // where it can do harm
 
     public TrainingRun(StartRank start, RankEnvironment environment) => (this.start, this.environment) = (start, environment);
 
@@ -97,6 +100,7 @@ public sealed class TrainingRun : IRankProgram
         var last = rank.Data.LastIteration;
         if (config.AsyncSave) rank.Saver.Rehearse(rank, link);
         rank.Snapshots?.Prepare(rank);
+        if (environment.HostsSeveralRanks && rank.Device.type == TorchSharp.DeviceType.CUDA) growth = new MemoryGrowth(CudaDevices.UsedBytes);
         while (rank.Progress.Iteration < last)
         {
             var decision = DecideOnStop(rank, link);
@@ -127,7 +131,9 @@ public sealed class TrainingRun : IRankProgram
         var batch = rank.TrainSource.Get(iteration - 1);
         timeWaited += Stopwatch.GetElapsedTime(startTime);
         var learningRate = rank.Schedule.At(iteration);
+        rank.Parallel.IsWarmingUp = numSteps++ < ParallelState.WarmupSteps;
         var metrics = rank.Trainer.TrainStep(batch, learningRate);
+        rank.Parallel.IsWarmingUp = true; // what comes between steps may need more
         rank.Progress = rank.Progress.After(batch);
         rank.Snapshots?.AfterStep(rank, link);
         var stepTime = Stopwatch.GetElapsedTime(startTime);
@@ -145,6 +151,15 @@ public sealed class TrainingRun : IRankProgram
             TokensPerExpert = iteration % rank.Config.LogInterval == 0 ? rank.Trainer.CountTokensPerExpert() : null,
         });
         timeOfSteps += Stopwatch.GetElapsedTime(startTime);
+        if (numSteps == ParallelState.WarmupSteps) EndWarmup(rank);
+        if (growth?.AfterStep(numSteps) is { } warning) link.Notice(warning, RankNoticeLevel.Warning);
+    }
+
+    // All ranks together: from here on some run ahead, and none may still be taking what it needs.
+    private void EndWarmup(RankSetup rank)
+    {
+        environment.ReserveMemory(rank.Device);
+        rank.Parallel.World.Barrier();
     }
 
     private static TimeSpan? BlockedTime(RankSetup rank) => rank.Parallel.BlockedTime + (rank.Snapshots?.BlockedTime ?? TimeSpan.Zero);

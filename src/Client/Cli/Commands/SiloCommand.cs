@@ -84,7 +84,9 @@ public sealed class SiloCommand(CommandConsole console) : IVerbCommand
         string node = words.Text("node_name") ?? Environment.MachineName;
         if (node.Length == 0 || node.Any(letter => !char.IsAsciiLetterOrDigit(letter) && letter is not ('-' or '_' or '.')))
             throw new ConfigException("CFG005", $"--node_name = {node} is no name; use letters, digits, '-', '_' and '.'.");
-        var devices = SiloSetup.Devices(words.Text("silo_devices"), environment, () => LibTorch.Load(new LibTorchOptions { Folder = environment.LibTorch }));
+        // The driver is initialized when GPUs are counted, and reads then how modules are loaded: as for several, which may be found.
+        var devices = SiloSetup.Devices(
+            words.Text("silo_devices"), environment, () => LibTorch.Load(new LibTorchOptions { Folder = environment.LibTorch, OwnsSeveralGpus = true }));
         var address = await ListenAddressAsync(words, cluster, cancellation);
         SiloSetup.RequireFree("--silo_port", address, siloPort);
         SiloSetup.RequireFree("--gateway_port", address, gatewayPort);

@@ -18,9 +18,9 @@ public sealed class VerifyCommand(CommandConsole console) : IVerbCommand
     {
         var placement = options.Environment.Placement(options.Verb, options.Config.DistributedBackend, options.Config.Device);
         var worldSize = options.Environment.WorldSize;
-        var libTorch = new LibTorchOptions { Folder = options.Environment.LibTorch };
-        LibTorch.Load(libTorch);
-        var environment = RankEnvironment.InProcess(libTorch, TimeProvider.System, placement?.RanksOnThisMachine ?? worldSize);
+        var environment = RankEnvironment.InProcess(new LibTorchOptions { Folder = options.Environment.LibTorch }, TimeProvider.System, placement?.RanksPerNode ?? worldSize);
+        if (placement is not null) environment = environment with { ThreadsPerRank = Math.Max(1, Environment.ProcessorCount / placement.RanksOnThisMachine) };
+        LibTorch.Load(environment.LibTorch);
         try
         {
             var checks = placement is null
