@@ -61,7 +61,8 @@ public sealed class ClusterScenarios(TextWriter log, CancellationToken cancellat
             double during = await StepsDuringAsync(console, frozen);
             cluster.Processes.Redis.Process.Signal(Posix.SigCont);
             await cluster.SettleAsync(console);
-            int lostSteps = cluster.Ledger("frozen").Count - cluster.Ledger("frozen").Select(line => line.GetProperty("step").GetInt64()).Distinct().Count();
+            var steps = cluster.Ledger("frozen").Select(line => line.GetProperty("step").GetInt64()).ToList();
+            int lostSteps = steps.Count - steps.Distinct().Count();
             int newAttempts = console.Events.Count(item => ConsoleProcess.IsAttempt(item, out _)) - attempts;
             lost.Add(lostSteps + newAttempts);
             change.Add(100 * (during / before - 1));

@@ -22,8 +22,8 @@ public sealed class LeaseClock
     /// <summary>Without a contact for this long the lease is lost.</summary>
     public static readonly TimeSpan Length = TimeSpan.FromSeconds(2.5);
 
-    /// <summary>Without a contact for this long the process ends.</summary>
-    public static readonly TimeSpan Grace = TimeSpan.FromSeconds(10);
+    /// <summary>Without a contact for this long the process ends: so long that it is gone ten seconds after it was cut off.</summary>
+    public static readonly TimeSpan Grace = TimeSpan.FromSeconds(9);
 
     private readonly TimeProvider time;
     private readonly Lock gate = new();

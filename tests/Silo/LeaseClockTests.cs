@@ -7,7 +7,7 @@ public sealed class LeaseClockTests
     private static readonly TimeSpan look = TimeSpan.FromMilliseconds(200);
 
     [Fact]
-    public void Look_WithoutContact_IsLostAfterTwoAndAHalfSecondsAndExpiredAfterTen()
+    public void Look_WithoutContact_IsLostAfterTwoAndAHalfSecondsAndExpiredAfterNine()
     {
         var time = new ManualTime();
         var lease = new LeaseClock(time);
@@ -19,7 +19,7 @@ public sealed class LeaseClockTests
             time.Advance(look);
         }
         Assert.Equal(
-            [(LeaseState.Held, TimeSpan.Zero), (LeaseState.Lost, TimeSpan.FromSeconds(2.6)), (LeaseState.Expired, TimeSpan.FromSeconds(10.2))], states);
+            [(LeaseState.Held, TimeSpan.Zero), (LeaseState.Lost, TimeSpan.FromSeconds(2.6)), (LeaseState.Expired, TimeSpan.FromSeconds(9.2))], states);
     }
 
     [Fact]

@@ -44,12 +44,13 @@ public sealed class ClusterFollower(IJobGrain job, IJobConsole console, TimeProv
 
     private async Task<int> ShowToTheEndAsync(CancellationToken cancellation)
     {
+        var status = await FindAsync(cancellation);
         while (true)
         {
-            string loss = await WatchAsync(cancellation);
+            string loss = await WatchAsync(status.Activation, cancellation);
             if (exitCode is { } code) return code;
             var lostAt = time.GetTimestamp();
-            var status = await FindAsync(cancellation);
+            status = await FindAsync(cancellation);
             if (loss.Length == 0 && status.Outcome is { } outcome) return outcome.ExitCode; // it says no more, for instance after its end was shown
             if (loss.Length == 0) continue;
             console.Say(string.Create(CultureInfo.InvariantCulture,
@@ -58,10 +59,10 @@ public sealed class ClusterFollower(IJobGrain job, IJobConsole console, TimeProv
     }
 
     // One watch, until the job has ended or the watch breaks; says why it broke.
-    private async Task<string> WatchAsync(CancellationToken cancellation)
+    private async Task<string> WatchAsync(Guid activation, CancellationToken cancellation)
     {
         using var stalled = CancellationTokenSource.CreateLinkedTokenSource(cancellation);
-        var guard = CancelWhenSilentAsync(stalled);
+        var guard = CancelWhenLostAsync(activation, stalled);
         try
         {
             await foreach (var item in job.Watch(lastShown + 1, stalled.Token).WithCancellation(stalled.Token))
@@ -74,7 +75,7 @@ public sealed class ClusterFollower(IJobGrain job, IJobConsole console, TimeProv
         }
         catch (Exception fault) when (!cancellation.IsCancellationRequested && IsLoss(fault))
         {
-            return stalled.IsCancellationRequested ? "the job did not answer" : OneLine(fault.Message);
+            return stalled.IsCancellationRequested ? await guard : OneLine(fault.Message);
         }
         finally
         {
@@ -83,8 +84,9 @@ public sealed class ClusterFollower(IJobGrain job, IJobConsole console, TimeProv
         }
     }
 
-    // A call into a silo that hangs would wait for its whole response timeout: two unanswered questions end the watch earlier.
-    private async Task CancelWhenSilentAsync(CancellationTokenSource stalled)
+    // A call into a silo that is gone or hangs would wait for its whole response timeout: two unanswered questions end the watch earlier, and so does an
+    // answer of another activation. Returns why.
+    private async Task<string> CancelWhenLostAsync(Guid activation, CancellationTokenSource stalled)
     {
         int numMissed = 0;
         try
@@ -94,7 +96,12 @@ public sealed class ClusterFollower(IJobGrain job, IJobConsole console, TimeProv
                 await Task.Delay(checkInterval, time, stalled.Token);
                 try
                 {
-                    await job.GetStatus().WaitAsync(answerTimeout, time, stalled.Token);
+                    var status = await job.GetStatus().WaitAsync(answerTimeout, time, stalled.Token);
+                    if (status.Activation != activation)
+                    {
+                        await stalled.CancelAsync();
+                        return "its grain has moved to another silo";
+                    }
                     numMissed = 0;
                 }
                 catch (Exception fault) when (IsLoss(fault) && !stalled.IsCancellationRequested)
@@ -108,6 +115,7 @@ public sealed class ClusterFollower(IJobGrain job, IJobConsole console, TimeProv
         {
             // The watch has ended.
         }
+        return "the job did not answer";
     }
 
     private async Task<JobStatus> FindAsync(CancellationToken cancellation)

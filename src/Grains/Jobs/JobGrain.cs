@@ -28,6 +28,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
     private readonly JobEventLog events = new(EventRingSize);
     private readonly Dictionary<(int Attempt, int Stage, Guid Incarnation), long> lastSequences = [];
     private readonly CancellationTokenSource ending = new();
+    private readonly Guid activation = Guid.NewGuid();
     private readonly GrainOutbox<string> ledger;
     private JobState state = JobState.Empty;
     private MembershipView view = new(-1, []);
@@ -364,5 +365,6 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
         SubmittedAt = state.SubmittedAt,
         EndedAt = state.EndedAt,
         Stages = stages.Rows,
+        Activation = activation,
     };
 }

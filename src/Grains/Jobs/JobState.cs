@@ -187,4 +187,7 @@ public sealed record JobStatus
 
     /// <summary>The newest step of each pipeline stage that has reported one to this activation of the job.</summary>
     [Id(13)] public ImmutableArray<StageStatus> Stages { get; init; } = [];
+
+    /// <summary>Another value when the job's grain has moved: who still watches the one before hears nothing more.</summary>
+    [Id(14)] public Guid Activation { get; init; }
 }

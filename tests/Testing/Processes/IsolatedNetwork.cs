@@ -49,7 +49,12 @@ public sealed class IsolatedNetwork : IAsyncDisposable
     /// <inheritdoc/>
     public async ValueTask DisposeAsync()
     {
-        for (int node = 0; node < numNodes; node++) await TryIpAsync("netns", "del", NamespaceOf(node));
+        for (int node = 0; node < numNodes; node++)
+        {
+            // A namespace lives on while a connection in it is being closed, and its end of the cable with it.
+            await TryIpAsync("link", "del", CableOf(node));
+            await TryIpAsync("netns", "del", NamespaceOf(node));
+        }
         await TryIpAsync("link", "del", name);
     }
 
