@@ -1,4 +1,5 @@
 using Megatron.Compute.Training;
+using Megatron.Grains.Jobs;
 using Megatron.Grains.Ranks;
 using Microsoft.Extensions.Logging;
 
@@ -36,6 +37,9 @@ internal sealed class CheckpointGrain : Grain, ICheckpointGrain
     {
         var (commit, reason) = fanIn is null ? (null, "the attempt is over") : fanIn.Add(receipt);
         GrainLog.Checkpoint(logger, receipt.Attempt.JobId, receipt.Attempt.Attempt, receipt.SaveId, receipt.Iteration, reason);
+        // The ranks say it again when the job has told this activation of the attempt.
+        if (current == default)
+            GrainCalls.Send(GrainFactory.GetGrain<IJobControl>(receipt.Attempt.JobId).OnGrainMoved(receipt.Attempt.Attempt), logger, "ask for the attempt");
         if (commit is not null)
             await GrainFactory.GetGrain<IRankGrain>(rank0GrainKey).Post(commit);
     }

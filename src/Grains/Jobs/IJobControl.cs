@@ -1,3 +1,4 @@
+using Orleans.Concurrency;
 using Megatron.Grains.Cluster;
 
 namespace Megatron.Grains.Jobs;
@@ -26,4 +27,11 @@ public interface IJobControl : IGrainWithStringKey
     /// <summary>Called by the grain itself at intervals, as a turn of its own.</summary>
     [ResponseTimeout("00:00:30")]
     Task Tick();
+
+    /// <summary>
+    /// Called by a grain between the job and its ranks that was activated anew and knows no attempt: as after a silo's leaving, which takes grains away later
+    /// than devices. The job tells it what it must know.
+    /// </summary>
+    [OneWay]
+    Task OnGrainMoved(int attempt);
 }

@@ -137,6 +137,8 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
 
     public Task OnSiloLeaving(string silo) => Apply(new JobInput.Relocation(state.Attempt, silo, $"silo {silo} is leaving: its ranks save and move"));
 
+    public Task OnGrainMoved(int attempt) => attempt == state.Attempt ? Apply(new JobInput.Reactivated()) : Task.CompletedTask;
+
     public Task OnSnapshotSettled(int attempt, CommittedCheckpoint? checkpoint, string? problem) =>
         Apply(new JobInput.SnapshotSettled(attempt, checkpoint, problem));
 

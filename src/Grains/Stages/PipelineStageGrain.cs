@@ -62,7 +62,10 @@ internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
     public Task OnReports(AttemptId attempt, int rank, List<SequencedReport> reports)
     {
         if (launch is null)
+        {
+            GrainCalls.Send(GrainFactory.GetGrain<IJobControl>(attempt.JobId).OnGrainMoved(attempt.Attempt), logger, "ask for the launch");
             throw new StageUnknownException($"stage {this.GetPrimaryKeyString()} has just moved and knows no attempt yet");
+        }
         if (launch is not { } current || current.Attempt != attempt)
             return Task.CompletedTask;
         foreach (var item in reports)

@@ -4,6 +4,7 @@ using Megatron.Grains.Cluster;
 using Megatron.Grains.Jobs;
 using Megatron.Grains.Ranks;
 using Megatron.Grains.Rendezvous;
+using Megatron.Grains.Stages;
 using Megatron.Testing;
 using Orleans.Core.Internal;
 
@@ -176,6 +177,26 @@ public sealed class RecoveryTests
         Assert.Equal([1L, 2, 3], ended.OfType<JobStepDone>().Select(done => done.Step.Iteration));
 
         async Task DeactivateAsync() => await cluster.Grains.GetGrain<IRankGrain>("node0/0").AsReference<IGrainManagementExtension>().DeactivateOnIdle();
+    }
+
+    // A silo that leaves takes its grains away after the job has heard of its leaving.
+    [Fact]
+    public async Task StageAndCheckpointGrain_ActivatedAnewWithoutALoss_AreToldTheAttempt()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a"));
+        var start = await cluster.Worker(0, 0).NextAsync<StartRank>();
+        Run(cluster, start, 1, 1);
+        await cluster.WaitForAsync<JobStepDone>("a", _ => true);
+
+        await cluster.Grains.GetGrain<IPipelineStageGrain>(IPipelineStageGrain.KeyOf("a", 0)).AsReference<IGrainManagementExtension>().DeactivateOnIdle();
+        cluster.Worker(0, 0).Report(FakeRankWorker.Step(start, 2));
+        await cluster.WaitForAsync<JobStepDone>("a", done => done.Step.Iteration == 2);
+
+        await cluster.Grains.GetGrain<ICheckpointGrain>("a").AsReference<IGrainManagementExtension>().DeactivateOnIdle();
+        cluster.Worker(0, 0).Report(new CheckpointReceipt(start.Attempt, 0, "2", 2, [], "{}"));
+        Assert.Equal(2, (await cluster.Worker(0, 0).NextAsync<CommitCheckpoint>()).Iteration);
+        Assert.Equal(1, (await cluster.Job("a").GetStatus()).Attempt);
     }
 
     [Fact]
