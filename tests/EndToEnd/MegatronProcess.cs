@@ -49,13 +49,13 @@ internal sealed class MegatronProcess : IDisposable
     /// <summary>Lets <see cref="PeakResidentKiB"/> begin anew (proc(5), clear_refs).</summary>
     public void ForgetPeakResident() => File.WriteAllText($"/proc/{process.Id}/clear_refs", "5");
 
-    /// <summary>The most resident memory so far, in KiB.</summary>
+    /// <summary>The most resident memory so far, in KiB; 0 after its end.</summary>
     public int PeakResidentKiB() => StatusKiB("VmHWM:");
 
     private int StatusKiB(string name)
     {
-        var line = File.ReadLines($"/proc/{process.Id}/status").First(line => line.StartsWith(name, StringComparison.Ordinal));
-        return int.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture);
+        var line = File.ReadLines($"/proc/{process.Id}/status").FirstOrDefault(line => line.StartsWith(name, StringComparison.Ordinal));
+        return line is null ? 0 : int.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture);
     }
 
     /// <summary>The most memory it has had resident so far, in bytes; 0 after its end.</summary>
