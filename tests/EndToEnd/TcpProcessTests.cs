@@ -7,6 +7,7 @@ using Megatron.Testing;
 namespace Megatron.EndToEnd.Tests;
 
 /// <summary>The TCP backend between real processes: the suite of every backend, the bits of threads, a killed peer, throughput.</summary>
+[Collection<Alone>]
 public sealed class TcpProcessTests(ITestOutputHelper output)
 {
     private static readonly TimeSpan patience = TimeSpan.FromSeconds(90);

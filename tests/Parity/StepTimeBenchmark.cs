@@ -15,6 +15,7 @@ namespace Megatron.Parity.Tests;
 /// One training step of a 20M-parameter model on CPU, fp32, one thread: ours against the same model in plain libtorch operations with
 /// autograd (fused attention as stock code uses it) and libtorch's AdamW formula per tensor. Best of several steps each, interleaved.
 /// </summary>
+[Collection<Alone>]
 public sealed class StepTimeBenchmark(ITestOutputHelper output)
 {
     private const int NumSteps = 5, BatchSize = 2, SeqLen = 256;

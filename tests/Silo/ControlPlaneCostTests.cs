@@ -1,9 +1,10 @@
+using Megatron.Testing;
 using Megatron.Testing.ControlPlane;
 
 namespace Megatron.Silo.Tests;
 
 /// <summary>What the control plane may cost; the figures are printed with <c>-diagnostics</c> and by <c>megatron faults bench --goals C1,C2</c>.</summary>
-[Collection("console")] // a silo of another test would count
+[Collection<Alone>] // a silo of another test would count
 [Trait("Category", "faults")] // on a machine that has other things to do the figures are those of the other things
 public sealed class ControlPlaneCostTests
 {

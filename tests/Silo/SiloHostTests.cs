@@ -8,7 +8,7 @@ using Orleans.Configuration;
 
 namespace Megatron.Silo.Tests;
 
-[Collection("console")]
+[Collection<Alone>]
 public sealed class SiloHostTests
 {
     // The goal for a local job is 2 s with real ranks; fake ranks leave half of it to them.

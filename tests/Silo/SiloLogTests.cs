@@ -4,7 +4,7 @@ using Megatron.Testing;
 namespace Megatron.Silo.Tests;
 
 /// <summary>What a silo shows on the console while nothing is wrong: nothing.</summary>
-[Collection("console")]
+[Collection<Alone>]
 public sealed class SiloLogTests
 {
     [Theory]

@@ -22,14 +22,15 @@ public static class LocalRun
         JobSpec spec, SiloOptions options, Func<RankServices, Func<int, IRankWorker>> workers, IJobConsole console, StopSignals signals)
     {
         var silo = await SiloHost.StartAsync(options, workers);
+        var job = silo.Grains.GetGrain<IJobGrain>(spec.JobId);
         int exitCode = JobTransitions.ExitFailed;
         try
         {
-            exitCode = await SubmitAndFollowAsync(silo.Grains.GetGrain<IJobGrain>(spec.JobId), spec, console, signals);
+            exitCode = await SubmitAndFollowAsync(job, spec, console, signals);
         }
         finally
         {
-            await EndAsync(silo, exitCode);
+            await EndAsync(silo, job, exitCode);
         }
         return exitCode;
     }
@@ -43,13 +44,21 @@ public static class LocalRun
         return JobTransitions.ExitUserError;
     }
 
-    // After an abort a rank may hang in a collective: it gets a moment and no more.
-    private static async Task EndAsync(SiloHost silo, int exitCode)
+    private static async Task EndAsync(SiloHost silo, IJobGrain job, int exitCode)
     {
-        var ending = silo.DisposeAsync().AsTask();
         if (exitCode != JobFollower.ExitAborted)
-            await ending;
+            await silo.DisposeAsync();
         else
-            await Task.WhenAny(ending, Task.Delay(abortGrace));
+            await Task.WhenAny(EndAbortedAsync(silo, job), Task.Delay(abortGrace));
+    }
+
+    // The abort is still on its way to the ranks, which a silo that ends at once would cut short. A rank that hangs in a collective never answers: the
+    // grace is over then and the process ends.
+    private static async Task EndAbortedAsync(SiloHost silo, IJobGrain job)
+    {
+        await foreach (var _ in job.Watch(1))
+        {
+        }
+        await silo.DisposeAsync();
     }
 }

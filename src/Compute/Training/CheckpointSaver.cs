@@ -27,6 +27,7 @@ public sealed class CheckpointSaver : IDisposable
     private readonly SideEffectFence fence;
     private readonly CancellationTokenSource cancellation = new();
     private HostImage? image;
+    private Thread? rehearsal;
     private PendingSave? pending;
     private int failuresInARow;
 
@@ -49,17 +50,16 @@ public sealed class CheckpointSaver : IDisposable
 
     /// <summary>
     /// Copies once before the first step: fresh memory and code that runs for the first time take ten times as long as a later copy, and would be
-    /// the longest stall of the run. Meanwhile another thread goes through a whole small save.
+    /// the longest stall of the run. Beside the first steps another thread goes through a whole small save; the first save waits for it.
     /// </summary>
     public void Rehearse(RankSetup rank, RankLink link)
     {
         using var scope = NewDisposeScope();
         var facts = content.Facts(rank);
         var scratch = new CheckpointStore(store.TemporaryFolder(link.Attempt.Attempt, $"rehearsal-{link.Rank}"), time, _ => fence.Check());
-        var saving = new Thread(() => SaveRehearsal.Run(scratch, facts)) { IsBackground = true, Name = "rehearsal" };
-        saving.Start();
+        rehearsal = new Thread(() => SaveRehearsal.Run(scratch, facts)) { IsBackground = true, Name = "rehearsal" };
+        rehearsal.Start();
         _ = (image ??= new HostImage(rank.Device)).Capture(content.Of(rank).Content);
-        saving.Join();
     }
 
     /// <summary>
@@ -120,6 +120,7 @@ public sealed class CheckpointSaver : IDisposable
     public void Dispose()
     {
         cancellation.Cancel();
+        rehearsal?.Join();
         pending?.Writing.Join();
         pending?.Committing?.Join();
         image?.Dispose();
@@ -140,6 +141,7 @@ public sealed class CheckpointSaver : IDisposable
 
     private void Start(RankSetup rank, RankLink link, bool isInBackground)
     {
+        rehearsal?.Join();
         using var scope = NewDisposeScope();
         var started = Stopwatch.GetTimestamp();
         var (part, sizeBytes) = content.Of(rank);

@@ -83,6 +83,7 @@ public sealed class LocalRunTests : IDisposable
             {
                 StartRank start => RaiseAfter(signals, [FakeRankWorker.Started(start), FakeRankWorker.Step(start, 1)]),
                 StopRank => RaiseAfter(signals, []),
+                AbortRank abort => [new RankFinished(abort.Attempt, 0, 1, Completed: false)],
                 _ => [],
             },
         };

@@ -2,11 +2,12 @@ using System.Diagnostics;
 using System.Globalization;
 using System.IO.Hashing;
 using Megatron.Compute.Data;
+using Megatron.Testing;
 
 namespace Megatron.Compute.Tests.Data;
 
 /// <summary>Packing at real size: <c>./megatron test Compute --large -- -showLiveOutput</c> prints the figures kept in docs/data.md.</summary>
-[Collection("benchmarks")]
+[Collection<Alone>]
 [Trait("Category", "large")]
 public sealed class PackingScaleTests(ITestOutputHelper output)
 {

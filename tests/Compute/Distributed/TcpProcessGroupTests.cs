@@ -5,6 +5,7 @@ using static TorchSharp.torch;
 
 namespace Megatron.Compute.Tests.Distributed;
 
+[Collection<Alone>]
 public sealed class TcpProcessGroupTests : ProcessGroupContract
 {
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);

@@ -8,6 +8,7 @@ using static TorchSharp.torch;
 
 namespace Megatron.Compute.Tests.Distributed;
 
+[Collection<Alone>]
 public sealed class TcpWorldTests
 {
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);

@@ -12,7 +12,7 @@ namespace Megatron.Compute.Tests.Inference;
 /// Tokens per second of a model of the quick start's size on one thread. Run alone:
 /// <c>./megatron test Compute -- -class '*GenerationBenchmark' -showLiveOutput</c>.
 /// </summary>
-[Collection("benchmarks")]
+[Collection<Alone>]
 public sealed class GenerationBenchmark(ITestOutputHelper output)
 {
     private const int PromptLength = 30, NumTokens = 64, NumRuns = 5;

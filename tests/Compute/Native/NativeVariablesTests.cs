@@ -1,10 +1,11 @@
 using System.Runtime.InteropServices;
 using Megatron.Compute.Native;
+using Megatron.Testing;
 
 namespace Megatron.Compute.Tests.Native;
 
 /// <summary>Variables reach native code, which .NET's own functions do not; what the user has set stays.</summary>
-[Collection("benchmarks")] // alone: the C library's environment must not change while others read it
+[Collection<Alone>] // alone: the C library's environment must not change while others read it
 public sealed partial class NativeVariablesTests
 {
     [Theory]

@@ -10,7 +10,7 @@ namespace Megatron.Compute.Tests.Tokenization;
 /// <c>tests/Compute/bin/Release/net10.0/Megatron.Compute.Tests -trait Category=benchmark -class '*HfTokenizerBenchmark'
 /// -showLiveOutput</c>.
 /// </summary>
-[Collection("benchmarks")]
+[Collection<Alone>]
 public sealed class HfTokenizerBenchmark(ITestOutputHelper output)
 {
     [Fact]
@@ -46,7 +46,3 @@ public sealed class HfTokenizerBenchmark(ITestOutputHelper output)
         return (numTokens, ThreadClock.Seconds - begin);
     }
 }
-
-/// <summary>Tests that measure time and therefore run while no other does.</summary>
-[CollectionDefinition("benchmarks", DisableParallelization = true)]
-public sealed class BenchmarkCollection;
