@@ -37,6 +37,7 @@ public sealed class ClusterScenarios(TextWriter log, CancellationToken cancellat
             shown.Add(first - faultAt);
             firstStep.Add(ConsoleProcess.TimeOf(step) - faultAt);
             log.WriteLine(string.Create(CultureInfo.InvariantCulture, $"R12 {i + 1}: {silo.Node} killed, shown again after {(first - faultAt).TotalSeconds:F2} s, first step after {(ConsoleProcess.TimeOf(step) - faultAt).TotalSeconds:F2} s"));
+            Recovery.Explain(console, faultAt, ConsoleProcess.TimeOf(step) - faultAt, log);
             await silo.KillAsync();
             silo.StartAgain();
             await silo.ReadyAsync(cancellation);

@@ -16,6 +16,9 @@ public sealed class FaultCluster : IAsyncDisposable
 
     private FaultCluster(ProcessCluster processes, CancellationToken cancellation) => (Processes, this.cancellation) = (processes, cancellation);
 
+    /// <summary>Folder that gets the log files of every cluster at its end; null: nobody wants them.</summary>
+    public static string? LogsTo { get; set; }
+
     /// <summary>Redis and silos.</summary>
     public ProcessCluster Processes { get; }
 
@@ -73,8 +76,16 @@ public sealed class FaultCluster : IAsyncDisposable
     /// <inheritdoc/>
     public async ValueTask DisposeAsync()
     {
+        KeepLogs();
         await Processes.DisposeAsync();
         folder.Dispose();
+    }
+
+    private void KeepLogs()
+    {
+        if (LogsTo is null || !Directory.Exists(Processes.LogFolder)) return;
+        var target = Directory.CreateDirectory(Path.Combine(LogsTo, Path.GetFileName(folder.Root)));
+        foreach (string file in Directory.GetFiles(Processes.LogFolder)) File.Copy(file, Path.Combine(target.FullName, Path.GetFileName(file)), overwrite: true);
     }
 
     private static FaultCluster Prepare(ProcessCluster processes, CancellationToken cancellation)

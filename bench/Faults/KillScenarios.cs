@@ -76,7 +76,7 @@ public sealed class KillScenarios(Random random, TextWriter log, CancellationTok
                 var faultAt = Now;
                 double meanStep = MeanStep(console);
                 var recovery = await Recovery.ObserveAsync(console, faultAt, from, cancellation);
-                Tell("R3", i, recovery);
+                Tell("R3", i, recovery, console, faultAt);
                 detection.Add(recovery.Detection);
                 limit = Math.Max(limit, Math.Max(3, 3 * meanStep));
                 silo.Process.Signal(Posix.SigKill); // a traced process that was killed is gone only after its tracer let go
@@ -103,7 +103,7 @@ public sealed class KillScenarios(Random random, TextWriter log, CancellationTok
             await silo.KillAsync();
             silo.StartAgain();
             var recovery = await Recovery.ObserveAsync(console, faultAt, from, cancellation);
-            Tell("R4b", i, recovery);
+            Tell("R4b", i, recovery, console, faultAt);
             firstStep.Add(recovery.FirstStep);
         }
         return new("R4b", "kill -9, silo started again: first new step", "95 % ≤ 12 s", firstStep.Format("s"), firstStep.Count, firstStep.Quantile(0.95) <= 12);
@@ -151,7 +151,7 @@ public sealed class KillScenarios(Random random, TextWriter log, CancellationTok
             var faultAt = Now;
             silo.Process.Signal(signal);
             var recovery = await Recovery.ObserveAsync(console, faultAt, from, cancellation);
-            Tell(name, i, recovery);
+            Tell(name, i, recovery, console, faultAt);
             detection.Add(recovery.Detection);
             firstStep.Add(recovery.FirstStep);
             recomputed.Add(recovery.NumRecomputed);
@@ -179,8 +179,12 @@ public sealed class KillScenarios(Random random, TextWriter log, CancellationTok
 
     private Task PauseAsync() => Task.Delay(random.Next(LongestPauseMs), cancellation);
 
-    private void Tell(string name, int index, Recovery recovery) => log.WriteLine(string.Create(CultureInfo.InvariantCulture,
-        $"{name} {index + 1}: seen after {recovery.Detection.TotalSeconds:F2} s, first step after {recovery.FirstStep.TotalSeconds:F2} s, {recovery.NumRecomputed} steps again; {recovery.Plan}"));
+    private void Tell(string name, int index, Recovery recovery, ConsoleProcess console, DateTimeOffset faultAt)
+    {
+        log.WriteLine(string.Create(CultureInfo.InvariantCulture,
+            $"{name} {index + 1}: seen after {recovery.Detection.TotalSeconds:F2} s, first step after {recovery.FirstStep.TotalSeconds:F2} s, {recovery.NumRecomputed} steps again; {recovery.Plan}"));
+        Recovery.Explain(console, faultAt, recovery.FirstStep, log);
+    }
 
     private static double MeanStep(ConsoleProcess console) => console.Events.Where(item => ConsoleProcess.IsStep(item, out _))
         .TakeLast(10).Average(item => item.GetProperty("step_time_ms").GetDouble()) / 1000;

@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Text.Json;
 using Megatron.Testing.Processes;
 
@@ -10,6 +11,9 @@ namespace Megatron.Faults;
 /// <param name="Plan">What the job said it would do.</param>
 public sealed record Recovery(TimeSpan Detection, TimeSpan FirstStep, long NumRecomputed, string Plan)
 {
+    /// <summary>A recovery that takes longer is told phase by phase.</summary>
+    private static readonly TimeSpan longRecovery = TimeSpan.FromSeconds(4);
+
     /// <summary>Waits for the recovery from a fault at <paramref name="faultAt"/>.</summary>
     /// <param name="from">Number of lines that the console had printed before the fault.</param>
     public static async Task<Recovery> ObserveAsync(ConsoleProcess console, DateTimeOffset faultAt, int from, CancellationToken cancellation)
@@ -28,6 +32,17 @@ public sealed record Recovery(TimeSpan Detection, TimeSpan FirstStep, long NumRe
         return new Recovery(
             ConsoleProcess.TimeOf(detected ?? throw new InvalidOperationException("no recovery")) - faultAt, ConsoleProcess.TimeOf(step) - faultAt,
             Math.Max(0, lastBefore - step.GetProperty("iteration").GetInt64() + 1), planned?.GetProperty("reason").GetString() ?? "");
+    }
+
+    /// <summary>Tells what the job went through from the fault to its first step, with seconds since the fault, when that took long.</summary>
+    public static void Explain(ConsoleProcess console, DateTimeOffset faultAt, TimeSpan firstStep, TextWriter log)
+    {
+        if (firstStep < longRecovery) return;
+        foreach (var item in console.Events.Where(item => item.GetProperty("event").GetString() is "phase" or "console" && ConsoleProcess.TimeOf(item) >= faultAt))
+        {
+            string what = item.TryGetProperty("phase", out var phase) ? $"{phase.GetString()}, {item.GetProperty("reason").GetString()}" : item.GetProperty("text").GetString() ?? "";
+            log.WriteLine(string.Create(CultureInfo.InvariantCulture, $"    {(ConsoleProcess.TimeOf(item) - faultAt).TotalSeconds:F2} s: {what}"));
+        }
     }
 
     private static long LastStep(ConsoleProcess console, int before) => console.Process.Lines.Take(before)

@@ -43,8 +43,8 @@ public sealed class SiloHost : IAsyncDisposable
         lease.Start();
     }
 
-    /// <summary>Completes with a reason when the process should end and be started again, whatever still runs in it.</summary>
-    public Task<string> Ended => process.Ended;
+    /// <summary>Completes when the process should end and be started again, whatever still runs in it.</summary>
+    public Task<SiloEnd> Ended => process.Ended;
 
     /// <summary>The way to the grains of this silo and its cluster.</summary>
     public IGrainFactory Grains => host.Services.GetRequiredService<IGrainFactory>();
@@ -91,16 +91,38 @@ public sealed class SiloHost : IAsyncDisposable
     public Task DrainAsync() =>
         SiloDrain.RunAsync(Grains, host.Services.GetRequiredService<ClusterDevices>(), host.Services.GetRequiredService<NodeIdentity>(), TimeProvider.System);
 
+    /// <summary>
+    /// Leaves the cluster, so that nobody calls what is here any more. The rank workers are left as they are, one of them hangs: the process must end
+    /// after that.
+    /// </summary>
+    public async Task LeaveAsync()
+    {
+        try
+        {
+            await StopAsync();
+        }
+        catch (Exception fault)
+        {
+            // The others will find out.
+            SiloLog.LeaveFailed(host.Services.GetRequiredService<ILogger<SiloHost>>(), fault);
+        }
+    }
+
     /// <summary>Leaves the cluster, then ends the rank workers.</summary>
     public async ValueTask DisposeAsync()
     {
-        // A call in flight must not hold the silo for half a minute: who made it repeats it.
-        using (var patience = new CancellationTokenSource(guard is null ? Timeout.InfiniteTimeSpan : leaveTime))
-            await host.StopAsync(patience.Token);
+        await StopAsync();
         lease?.Dispose();
         await DisposeHostAsync(host);
         if (guard is not null)
             await guard.DisposeAsync();
+    }
+
+    // A call in flight must not hold the silo for half a minute: who made it repeats it.
+    private async Task StopAsync()
+    {
+        using var patience = new CancellationTokenSource(guard is null ? Timeout.InfiniteTimeSpan : leaveTime);
+        await host.StopAsync(patience.Token);
     }
 
     private static IHost Build(SiloOptions options, SiloProcess process, Func<RankServices, Func<int, IRankWorker>> workers)

@@ -58,7 +58,7 @@ internal sealed class SiloLease : IDisposable
                     Stop(string.Create(CultureInfo.InvariantCulture, $"the silo has reached neither Redis nor a majority of the silos for {LeaseClock.Length.TotalSeconds} s"));
                     break;
                 case LeaseState.Expired:
-                    parts.Process.RequestRestart("The silo has lost its way to the cluster and ends.");
+                    parts.Process.RequestEnd("The silo has lost its way to the cluster and ends.");
                     break;
             }
         }
@@ -97,7 +97,7 @@ internal sealed class SiloLease : IDisposable
         if (answer is GuardAnswer.Lost && parts.Fence.Reason is null)
             Stop(guard.LossMessage);
         if (answer is GuardAnswer.Lost)
-            parts.Process.RequestRestart(guard.LossMessage);
+            parts.Process.RequestEnd(guard.LossMessage);
         cancellation.ThrowIfCancellationRequested();
         return answer is GuardAnswer.Intact;
     }

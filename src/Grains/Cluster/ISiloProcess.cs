@@ -4,9 +4,13 @@ namespace Megatron.Grains.Cluster;
 public interface ISiloProcess
 {
     /// <summary>
-    /// A rank of this silo hangs where nothing can reach it: the process should end and be started again by whoever watches over it. Returns at once.
+    /// A rank of this silo hangs where nothing can reach it: the silo, which is well otherwise, should leave its cluster, and the process end and be started
+    /// again by whoever watches over it. Returns at once.
     /// </summary>
     void RequestRestart(string reason);
+
+    /// <summary>The silo is out of reach of its cluster: the process should end as it is and be started again. Returns at once.</summary>
+    void RequestEnd(string reason);
 }
 
 /// <summary>A process that has other things to do than to host a silo, as a console or a test, and is not ended.</summary>
@@ -15,5 +19,9 @@ internal sealed class LastingSiloProcess : ISiloProcess
     public void RequestRestart(string reason)
     {
         // Its devices stay out of use until somebody restarts it.
+    }
+
+    public void RequestEnd(string reason)
+    {
     }
 }

@@ -27,7 +27,10 @@ public interface IRankGrain : IGrainWithStringKey
     [ResponseTimeout("00:00:05")]
     Task RestartSilo(string silo, string reason);
 
-    /// <summary>Passes a command to the rank when it belongs to the attempt in hand, else ignores it.</summary>
+    /// <summary>
+    /// Passes a command to the rank when it belongs to the attempt in hand, else ignores it and returns false; an abort is remembered, and a start of that
+    /// attempt that is still on its way does nothing then.
+    /// </summary>
     [ResponseTimeout("00:00:05")]
-    Task Post([Immutable] RankCommand command);
+    Task<bool> Post([Immutable] RankCommand command);
 }

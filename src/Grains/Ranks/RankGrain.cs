@@ -25,6 +25,7 @@ internal sealed class RankGrain : Grain, IRankGrain
     private readonly ILogger<RankGrain> logger;
     private readonly CancellationTokenSource ending = new();
     private RankSession? session;
+    private AttemptId? refused;
 
     public RankGrain(RankWorkerRegistry workers, ClusterDevices cluster, ISiloProcess process, LostSilos lostSilos, ControlClock clock, ILogger<RankGrain> logger)
     {
@@ -52,6 +53,11 @@ internal sealed class RankGrain : Grain, IRankGrain
     {
         if (!cluster.IsHere(silo))
             throw new OrleansException($"Device {Device} belongs to silo {cluster.LocalSilo}, the plan counts on {silo}.");
+        if (IsRefused(command.Attempt))
+        {
+            GrainLog.StaleCommand(logger, command.Attempt.JobId, command.Attempt.Attempt, Device, nameof(StartRank));
+            return Task.CompletedTask;
+        }
         if (session is { } old)
         {
             bool sameJob = old.Start.Attempt.JobId == command.Attempt.JobId;
@@ -104,16 +110,18 @@ internal sealed class RankGrain : Grain, IRankGrain
         return Task.CompletedTask;
     }
 
-    public Task Post(RankCommand command)
+    public Task<bool> Post(RankCommand command)
     {
         if (session is not { } current || current.Start.Attempt != command.Attempt)
         {
             GrainLog.StaleCommand(logger, command.Attempt.JobId, command.Attempt.Attempt, Device, command.GetType().Name);
-            return Task.CompletedTask;
+            if (command is AbortRank && !IsRefused(command.Attempt))
+                refused = command.Attempt;
+            return Task.FromResult(false);
         }
         GrainLog.RankCommanded(logger, command.Attempt.JobId, command.Attempt.Attempt, current.Start.Rank, Device, command.GetType().Name);
         current.Worker?.Post(command);
-        return Task.CompletedTask;
+        return Task.FromResult(true);
     }
 
     public override Task OnDeactivateAsync(DeactivationReason reason, CancellationToken cancellationToken)
@@ -121,6 +129,9 @@ internal sealed class RankGrain : Grain, IRankGrain
         ending.Cancel();
         return Task.CompletedTask;
     }
+
+    // Aborted before it came, it or a newer one of its job.
+    private bool IsRefused(AttemptId attempt) => refused is { } aborted && aborted.JobId == attempt.JobId && attempt.Attempt <= aborted.Attempt;
 
     private void Send(RankSession current) => current.Run(new GrainOutbox<SequencedReport>(reports => Deliver(current, reports), clock.Time, logger), ending.Token);
 

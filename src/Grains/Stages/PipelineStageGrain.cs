@@ -50,13 +50,20 @@ internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
     {
         if (launch is not { } current || current.Attempt != command.Attempt)
             return Task.CompletedTask;
-        var calls = current.Ranks.Select(rank => GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Post(command)).ToList();
-        if (command is not AbortRank)
-            return Task.WhenAll(calls);
+        if (command is not AbortRank abort)
+            return Task.WhenAll(current.Ranks.Select(rank => GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Post(command)));
         // One of the ranks is often gone, and nobody waits for it: the job sees who has ended.
-        foreach (var call in calls)
-            GrainCalls.Send(call, logger, "abort a rank");
+        foreach (var rank in current.Ranks)
+            GrainCalls.Send(Abort(current, rank, abort), logger, "abort a rank");
         return Task.CompletedTask;
+    }
+
+    // A rank that never began will not say that it has ended: a start may have been lost with the silo of the grain that passed it on.
+    private async Task Abort(StageLaunch current, RankStart rank, AbortRank abort)
+    {
+        bool isHere = await GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Post(abort);
+        if (!isHere && launch == current)
+            Take(current, new RankFaulted(abort.Attempt, rank.Command.Rank, "the rank was aborted before it began", IsUserError: false, ""));
     }
 
     public Task OnReports(AttemptId attempt, int rank, List<SequencedReport> reports)

@@ -55,8 +55,11 @@ public sealed class SiloCommand(CommandConsole console) : IVerbCommand
         console.Out.Flush();
         if (await Task.WhenAny(signals.StopRequested, silo.Ended) == silo.Ended)
         {
-            // What still runs here cannot be reached or must not go on: the process ends as it is.
-            console.Error.WriteLine("error: CTRL008 " + await silo.Ended);
+            // What still runs here cannot be reached or must not go on: the process ends without waiting for it.
+            var end = await silo.Ended;
+            console.Error.WriteLine("error: CTRL008 " + end.Reason);
+            if (end.CanLeave)
+                await silo.LeaveAsync();
             return ExitCode.Failed;
         }
         console.Out.WriteLine($"silo {settings.NodeName} is leaving: its jobs save and go on elsewhere, or wait.");
