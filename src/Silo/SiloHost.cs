@@ -70,6 +70,8 @@ public sealed class SiloHost : IAsyncDisposable
             try
             {
                 await host.StartAsync(cancellation);
+                if (options.Cluster is not null)
+                    CompileAhead.Start();
                 return new SiloHost(host, process, guard);
             }
             catch (Exception fault) when (attempt < MaxPortAttempts && IsAddressInUse(fault) && options.Cluster is null or { SiloPort: 0 })

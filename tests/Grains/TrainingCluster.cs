@@ -39,8 +39,10 @@ public sealed class TrainingCluster : IAsyncDisposable
     /// <summary>Address of the only silo.</summary>
     public string Silo => cluster.Silos.Single().SiloAddress.ToParsableString();
 
+    /// <param name="loses">True for a call to a grain that does not arrive there.</param>
     public static async Task<TrainingCluster> StartAsync(
-        int numDevices, Func<FakeRankWorker, RankCommand, IEnumerable<RankReport>>? script = null, int numSilos = 1, TimeProvider? clock = null)
+        int numDevices, Func<FakeRankWorker, RankCommand, IEnumerable<RankReport>>? script = null, int numSilos = 1, TimeProvider? clock = null,
+        Func<IIncomingGrainCallContext, bool>? loses = null)
     {
         var workers = new ConcurrentDictionary<(string, int), FakeRankWorker>();
         var holders = new ConcurrentDictionary<string, FakeSnapshotHolder>();
@@ -56,6 +58,10 @@ public sealed class TrainingCluster : IAsyncDisposable
             silo.Services.AddKeyedSingleton<Orleans.Storage.IGrainStorage>(GrainServices.JobStorage, storage);
             // On a busy machine a fake rank may be slow to end; none of them hangs.
             silo.Services.AddSingleton(new JobTimings { Clearing = TimeSpan.FromMinutes(5), ClearingAtStart = TimeSpan.FromMinutes(5) });
+            if (loses is not null)
+            {
+                silo.AddIncomingGrainCallFilter(call => loses(call) ? throw new SiloUnavailableException("the call was lost with the silo that passed it on") : call.Invoke());
+            }
             if (clock is not null)
                 silo.Services.AddSingleton(new ControlClock(clock));
             silo.AddTrainingGrains(new NodeIdentity(node, Enumerable.Range(0, numDevices), new HostMachine("host", NumCores)), _ => index => workers[(node, index)]);

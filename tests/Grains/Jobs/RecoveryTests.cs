@@ -155,6 +155,57 @@ public sealed class RecoveryTests
         Assert.Equal(1, (await cluster.WaitForStatusAsync("a", status => status.Checkpoint is not null)).Attempt);
     }
 
+    [Fact]
+    public async Task SiloKilled_WhileItLeaves_TheJobGoesOnFromTheCheckpointBefore()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 3);
+        await cluster.Job("a").Submit(Elastic("a", 2));
+        var starts = await StartsAsync(cluster, 2);
+        foreach (var start in starts)
+            Run(cluster, start, 1, 1);
+        cluster.Worker(0, 0).Report(new CheckpointCommitted(starts[0].Attempt, 0, "1", 1, "/run/iter_0000001"));
+        await cluster.WaitForAsync<JobCheckpointSaved>("a", _ => true);
+        await cluster.Grains.GetGrain<IMembershipGrain>(IMembershipGrain.Key).OnSiloLeaving(await cluster.SiloOfAsync(1));
+        foreach (int node in new[] { 0, 1 })
+            Assert.True((await cluster.Worker(node, 0).NextAsync<StopRank>()).SaveCheckpoint);
+
+        await cluster.KillSiloAsync(1);
+        await cluster.Worker(0, 0).NextAsync<AbortRank>();
+        cluster.Worker(0, 0).Report(new RankFaulted(starts[0].Attempt, 0, "aborted", false, ""));
+
+        foreach (int node in new[] { 0, 2 })
+        {
+            var next = await cluster.Worker(node, 0).NextAsync<StartRank>();
+            Assert.Equal((2, 2, "/run/iter_0000001"), (next.Attempt.Attempt, next.WorldSize, next.LoadFolder));
+        }
+    }
+
+    // Nobody would say that such a rank has ended, and the job would wait for it until it gives its silo up.
+    [Fact]
+    public async Task Start_ThatIsLostOnItsWayToARank_TheRankCountsAsEndedAndTheNextAttemptStarts()
+    {
+        int numLost = 0;
+        await using var cluster = await TrainingCluster.StartAsync(2, loses: call =>
+            call.InterfaceMethod.Name == nameof(IRankGrain.Start) && call.TargetId.Key.ToString() == "node0/1" && Interlocked.Exchange(ref numLost, 1) == 0);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a", worldSize: 2, maxRestarts: 1));
+        var first = await cluster.Workers[0].NextAsync<StartRank>();
+        await cluster.Workers[0].NextAsync<AbortRank>();
+        cluster.Workers[0].Report(new RankFaulted(first.Attempt, 0, "aborted", false, ""));
+        foreach (int index in new[] { 0, 1 })
+            Assert.Equal(2, (await cluster.Workers[index].NextAsync<StartRank>()).Attempt.Attempt);
+    }
+
+    [Fact]
+    public async Task RankGrain_StartThatComesAfterItsAbort_DoesNothing()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1);
+        var rank = cluster.Grains.GetGrain<IRankGrain>("node0/0");
+        Assert.False(await rank.Post(new AbortRank(new AttemptId("a", 2), "over")));
+        foreach (int attempt in new[] { 2, 1, 3 })
+            await rank.Start(new StartRank(new AttemptId("a", attempt), "{}", 0, 1, 0, "cluster:a", null), cluster.Silo, "a/0");
+        Assert.Equal(3, (await cluster.Worker(0, 0).NextAsync<StartRank>()).Attempt.Attempt);
+    }
+
     // When a silo is lost, so is what it knew of where the grains of other silos are: they are activated anew.
     [Fact]
     public async Task RankGrain_ActivatedAnewInTheMiddleOfAnAttempt_ForwardsReportsAndCommands()
