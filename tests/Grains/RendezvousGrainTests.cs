@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Text;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Training;
@@ -31,6 +32,23 @@ public sealed class RendezvousGrainTests
         Assert.Equal(["address/0", "arrived", "count", "leader"], one.Keys(""));
         Assert.Contains("nothing", Assert.Throws<RankFaultException>(() => one.Get("nothing", TimeSpan.FromMilliseconds(50), default)).Message, StringComparison.Ordinal);
         Assert.Throws<InvalidOperationException>(() => one.Add("leader", 1));
+    }
+
+    // What changes nothing when it is done twice is done again; a sum would be wrong.
+    [Fact]
+    public async Task Store_CallsThatAreLost_AreRepeatedUnlessTheyCount()
+    {
+        var lost = new ConcurrentDictionary<string, bool>();
+        await using var cluster = await TrainingCluster.StartAsync(1, loses: call =>
+            call.InterfaceMethod.DeclaringType == typeof(IRendezvousGrain) && call.InterfaceMethod.Name != nameof(IRendezvousGrain.Open) && lost.TryAdd(call.InterfaceMethod.Name, true));
+        var attempt = new AttemptId("a", 1);
+        await cluster.Grains.GetGrain<IRendezvousGrain>(IRendezvousGrain.KeyOf(attempt)).Open();
+        var store = new GrainRendezvousStore(cluster.Grains, attempt);
+        store.Set("key", [1]);
+        Assert.Equal([1], store.Get("key", patience, default));
+        Assert.Equal(["key"], store.Keys(""));
+        Assert.Contains("The rendezvous does not answer", Assert.Throws<RankFaultException>(() => store.Add("sum", 1)).Message, StringComparison.Ordinal);
+        Assert.Equal(4, lost.Count);
     }
 
     [Fact]

@@ -16,8 +16,8 @@ public interface ICheckpointGrain : IGrainWithStringKey
     [ResponseTimeout("00:00:05")]
     Task End(AttemptId attempt);
 
-    /// <summary>Called by the rank grains, once per rank and save; repeated receipts change nothing.</summary>
-    [ResponseTimeout("00:00:15")]
+    /// <summary>Called by the rank grains, once per rank and save; repeated receipts change nothing. What a rank says after it waits behind it.</summary>
+    [ResponseTimeout("00:00:03")]
     Task AddReceipt([Immutable] CheckpointReceipt receipt);
 
     /// <summary>Called by the rank grain of rank 0 after the folder was renamed.</summary>

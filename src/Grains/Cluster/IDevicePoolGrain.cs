@@ -8,8 +8,9 @@ public interface IDevicePoolGrain : IGrainWithStringKey
     /// <summary>The only key.</summary>
     const string Key = "devices";
 
-    /// <summary>Called by a job grain before it starts an attempt. A job that must wait is told by <see cref="IJobControl.OnDevicesFree"/>.</summary>
-    [ResponseTimeout("00:00:15")]
+    /// <summary>Called by a job grain before it starts an attempt. A job that must wait is told by <see cref="IJobControl.OnDevicesFree"/>; asking again
+    /// changes nothing.</summary>
+    [ResponseTimeout("00:00:03")]
     Task<DeviceAnswer> Reserve([Immutable] DeviceRequest request);
 
     /// <summary>Called by a job grain that has ended; may be repeated.</summary>

@@ -7,13 +7,20 @@ namespace Megatron.Grains.Cluster;
 [CollectionAgeLimit(Days = 1)]
 internal sealed class MembershipGrain : Grain, IMembershipGrain
 {
+    /// <summary>
+    /// A call that was on its way to a silo when that was killed may never be answered; whoever calls this grain has given up by then, and calls again.
+    /// </summary>
+    private static readonly TimeSpan callerWaits = TimeSpan.FromSeconds(1);
+
     private readonly ClusterDevices devices;
+    private readonly ControlClock clock;
     private readonly ILogger<MembershipGrain> logger;
     private long version = -1;
 
-    public MembershipGrain(ClusterDevices devices, ILogger<MembershipGrain> logger)
+    public MembershipGrain(ClusterDevices devices, ControlClock clock, ILogger<MembershipGrain> logger)
     {
         this.devices = devices;
+        this.clock = clock;
         this.logger = logger;
     }
 
@@ -31,7 +38,7 @@ internal sealed class MembershipGrain : Grain, IMembershipGrain
         if (view.Version <= version)
             return;
         // Awaited: a job whose grain was on the lost silo may not be reachable for a moment, and nobody else would wake it. The caller tells the view again.
-        await Task.WhenAll((await LivingJobs()).Select(jobId => GrainFactory.GetGrain<IJobControl>(jobId).OnMembership(view)));
+        await TellJobs(view).WaitAsync(callerWaits, clock.Time);
         GrainCalls.Send(GrainFactory.GetGrain<IDevicePoolGrain>(IDevicePoolGrain.Key).OnMembership(), logger, "the membership changed");
         version = view.Version;
     }
@@ -41,6 +48,9 @@ internal sealed class MembershipGrain : Grain, IMembershipGrain
         await GrainFactory.GetGrain<IDevicePoolGrain>(IDevicePoolGrain.Key).OnSiloLeaving(silo);
         await Task.WhenAll((await LivingJobs()).Select(jobId => GrainFactory.GetGrain<IJobControl>(jobId).OnSiloLeaving(silo)));
     }
+
+    private async Task TellJobs(MembershipView view) =>
+        await Task.WhenAll((await LivingJobs()).Select(jobId => GrainFactory.GetGrain<IJobControl>(jobId).OnMembership(view)));
 
     private async Task<IEnumerable<string>> LivingJobs() =>
         (await GrainFactory.GetGrain<IJobDirectory>(IJobDirectory.Key).List()).Where(job => !job.IsTerminal).Select(job => job.JobId);

@@ -13,6 +13,11 @@ public sealed class GrainRendezvousStore : IRendezvousStore
 {
     private static readonly TimeSpan oneWait = TimeSpan.FromSeconds(1);
 
+    /// <summary>How long a call that may be repeated is repeated while the cluster loses a silo and its grains find one another again.</summary>
+    private static readonly TimeSpan patience = TimeSpan.FromSeconds(10);
+
+    private static readonly TimeSpan betweenCalls = TimeSpan.FromMilliseconds(100);
+
     private readonly IRendezvousGrain grain;
 
     public GrainRendezvousStore(IGrainFactory grains, AttemptId attempt) => grain = grains.GetGrain<IRendezvousGrain>(IRendezvousGrain.KeyOf(attempt));
@@ -27,7 +32,7 @@ public sealed class GrainRendezvousStore : IRendezvousStore
         {
             await grain.Set(key, copy);
             return true;
-        }, CancellationToken.None);
+        }, CancellationToken.None, mayRepeat: true);
     }
 
     /// <inheritdoc/>
@@ -40,7 +45,7 @@ public sealed class GrainRendezvousStore : IRendezvousStore
             cancellation.ThrowIfCancellationRequested();
             var left = timeout - Stopwatch.GetElapsedTime(started);
             var wait = left < TimeSpan.Zero ? TimeSpan.Zero : left < oneWait ? left : oneWait;
-            if (Wait(() => grain.Get(key, wait), cancellation) is { } value)
+            if (Wait(() => grain.Get(key, wait), cancellation, mayRepeat: true) is { } value)
                 return value;
             if (left <= TimeSpan.Zero)
                 throw InProcessRendezvousStore.RendezvousTimeout(key, timeout);
@@ -64,10 +69,11 @@ public sealed class GrainRendezvousStore : IRendezvousStore
     }
 
     /// <inheritdoc/>
-    public IReadOnlyList<string> Keys(string prefix) => Wait(() => grain.Keys(prefix), CancellationToken.None);
+    public IReadOnlyList<string> Keys(string prefix) => Wait(() => grain.Keys(prefix), CancellationToken.None, mayRepeat: true);
 
-    // The rank's thread waits on an event; the call runs on pool threads and sets it.
-    private static T Wait<T>(Func<Task<T>> call, CancellationToken cancellation)
+    // The rank's thread waits on an event; the call runs on pool threads and sets it. A timeout means unknown: only what changes nothing when it is done twice
+    // is repeated.
+    private static T Wait<T>(Func<Task<T>> call, CancellationToken cancellation, bool mayRepeat = false)
     {
         var done = new ManualResetEventSlim();
         T? value = default;
@@ -76,7 +82,7 @@ public sealed class GrainRendezvousStore : IRendezvousStore
         {
             try
             {
-                value = await call();
+                value = mayRepeat ? await RepeatAsync(call, cancellation) : await call();
             }
             catch (Exception exception)
             {
@@ -90,5 +96,21 @@ public sealed class GrainRendezvousStore : IRendezvousStore
             throw new RankFaultException($"The rendezvous does not answer: {problem.Message}", inner: problem);
         fault?.Throw();
         return value is null && typeof(T).IsValueType ? throw new InvalidOperationException("The rendezvous gave no answer.") : value!; // a null answer is one
+    }
+
+    private static async Task<T> RepeatAsync<T>(Func<Task<T>> call, CancellationToken cancellation)
+    {
+        long started = Stopwatch.GetTimestamp();
+        while (true)
+        {
+            try
+            {
+                return await call();
+            }
+            catch (Exception fault) when (fault is OrleansException or TimeoutException && Stopwatch.GetElapsedTime(started) < patience)
+            {
+                await Task.Delay(betweenCalls, cancellation);
+            }
+        }
     }
 }

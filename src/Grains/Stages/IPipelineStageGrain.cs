@@ -20,7 +20,7 @@ public interface IPipelineStageGrain : IGrainWithStringKey
     /// Called by the job grain when grains may have moved: takes the launch up if it is not known here, and lets the ranks repeat what they said.
     /// A rank that does not answer is no fault here; its silo is lost and the membership says so.
     /// </summary>
-    [ResponseTimeout("00:00:10")]
+    [ResponseTimeout("00:00:05")]
     Task Attach([Immutable] StageLaunch launch);
 
     /// <summary>Called by the job grain: passes a command of the current attempt to every rank of the stage.</summary>
