@@ -22,6 +22,12 @@ public sealed class SiloHost : IAsyncDisposable
 {
     private const int MaxPortAttempts = 5;
 
+    /// <summary>
+    /// Of calls that name no limit, which are those of consoles that watch a job. Half of it a request waits for the next event, and so long a job's grain
+    /// may be held back from moving to another silo.
+    /// </summary>
+    private static readonly TimeSpan watchTimeout = TimeSpan.FromSeconds(2);
+
     private static readonly TimeSpan leaveTime = TimeSpan.FromSeconds(1.5);
 
     private readonly IHost host;
@@ -156,6 +162,7 @@ public sealed class SiloHost : IAsyncDisposable
 
     private static void Join(ISiloBuilder silo, ClusterJoin cluster)
     {
+        silo.Configure<SiloMessagingOptions>(options => options.ResponseTimeout = watchTimeout);
         silo.Configure<ClusterOptions>(options =>
         {
             options.ServiceId = ClusterAddress.ServiceId;

@@ -9,31 +9,43 @@ namespace Megatron.Grains.Checkpoints;
 [CollectionAgeLimit(Days = 1)]
 internal sealed class CheckpointGrain : Grain, ICheckpointGrain
 {
+    private readonly ControlClock clock;
     private readonly ILogger<CheckpointGrain> logger;
     private AttemptId current;
-    private string rank0GrainKey = "";
     private CheckpointFanIn? fanIn;
+    private GrainOutbox<CommitCheckpoint>? commits;
+    private CancellationTokenSource? over;
 
-    public CheckpointGrain(ILogger<CheckpointGrain> logger) => this.logger = logger;
+    public CheckpointGrain(ControlClock clock, ILogger<CheckpointGrain> logger)
+    {
+        this.clock = clock;
+        this.logger = logger;
+    }
 
     public Task Begin(AttemptId attempt, int worldSize, string rank0GrainKey)
     {
         if (attempt.Attempt <= current.Attempt)
             return Task.CompletedTask;
+        Stop();
         current = attempt;
-        this.rank0GrainKey = rank0GrainKey;
         fanIn = new CheckpointFanIn(attempt, worldSize);
+        // Nobody waits for a command to rank 0, whose silo may be gone: what a rank says after its receipt, that it has lost the others, would wait too.
+        var rank0 = GrainFactory.GetGrain<IRankGrain>(rank0GrainKey);
+        commits = new GrainOutbox<CommitCheckpoint>(commands => Task.WhenAll(commands.Select(rank0.Post)), clock.Time, logger);
+        over = new CancellationTokenSource();
+        // Runs beside the turns until the attempt is over; it catches all faults itself.
+        _ = commits.RunAsync(over.Token);
         return Task.CompletedTask;
     }
 
     public Task End(AttemptId attempt)
     {
         if (attempt == current)
-            fanIn = null;
+            Stop();
         return Task.CompletedTask;
     }
 
-    public async Task AddReceipt(CheckpointReceipt receipt)
+    public Task AddReceipt(CheckpointReceipt receipt)
     {
         var (commit, reason) = fanIn is null ? (null, "the attempt is over") : fanIn.Add(receipt);
         GrainLog.Checkpoint(logger, receipt.Attempt.JobId, receipt.Attempt.Attempt, receipt.SaveId, receipt.Iteration, reason);
@@ -41,7 +53,8 @@ internal sealed class CheckpointGrain : Grain, ICheckpointGrain
         if (current == default)
             GrainCalls.Send(GrainFactory.GetGrain<IJobControl>(receipt.Attempt.JobId).OnGrainMoved(receipt.Attempt.Attempt), logger, "ask for the attempt");
         if (commit is not null)
-            await GrainFactory.GetGrain<IRankGrain>(rank0GrainKey).Post(commit);
+            commits?.Post(commit);
+        return Task.CompletedTask;
     }
 
     public Task MarkCommitted(CheckpointCommitted report)
@@ -49,5 +62,19 @@ internal sealed class CheckpointGrain : Grain, ICheckpointGrain
         if (report.Attempt == current)
             fanIn?.MarkCommitted(report);
         return Task.CompletedTask;
+    }
+
+    public override Task OnDeactivateAsync(DeactivationReason reason, CancellationToken cancellationToken)
+    {
+        Stop();
+        return Task.CompletedTask;
+    }
+
+    private void Stop()
+    {
+        fanIn = null;
+        over?.Cancel();
+        over?.Dispose();
+        over = null;
     }
 }

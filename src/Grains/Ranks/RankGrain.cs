@@ -76,7 +76,8 @@ internal sealed class RankGrain : Grain, IRankGrain
             old.Dispose();
         }
         GrainLog.RankCommanded(logger, command.Attempt.JobId, command.Attempt.Attempt, command.Rank, Device, nameof(StartRank));
-        var next = new RankSession(command, stageGrainKey, () => workers.MarkIdle(LocalRank, command.Attempt), logger);
+        int localRank = LocalRank;
+        var next = new RankSession(command, stageGrainKey, () => workers.MarkIdle(localRank, command.Attempt), LookForLostSilos, logger);
         session = next;
         workers.SetSession(LocalRank, next);
         Send(next);
@@ -135,6 +136,9 @@ internal sealed class RankGrain : Grain, IRankGrain
 
     private void Send(RankSession current) => current.Run(new GrainOutbox<SequencedReport>(reports => Deliver(current, reports), clock.Time, logger), ending.Token);
 
+    // The grains that the fault is told to may be on the silo that is lost: the look does not wait for them. Any thread.
+    private void LookForLostSilos() => GrainCalls.Send(lostSilos.LookAsync(), logger, "a silo may be lost");
+
     // Receipts go to the checkpoint grain, all else to the stage; the order among the reports of a rank is kept. The checkpoint grain hears of a
     // commit before the stage does, so that it is never behind the job.
     private async Task Deliver(RankSession from, IReadOnlyList<SequencedReport> reports)
@@ -143,9 +147,6 @@ internal sealed class RankGrain : Grain, IRankGrain
         var stage = GrainFactory.GetGrain<IPipelineStageGrain>(from.StageGrainKey);
         var checkpoints = GrainFactory.GetGrain<ICheckpointGrain>(attempt.JobId);
         List<SequencedReport> forStage = [];
-        // The stage's grain may be on the silo that is lost: the look does not wait for it.
-        if (reports.Any(item => item.Report is RankFaulted { IsUserError: false }))
-            GrainCalls.Send(lostSilos.LookAsync(), logger, "a silo may be lost");
         foreach (var item in reports)
         {
             if (item.Report is CheckpointReceipt receipt)

@@ -12,6 +12,7 @@ internal sealed class RankSession : IDisposable
 {
     private readonly CancellationTokenSource ended = new();
     private readonly Action atEnd;
+    private readonly Action atFault;
     private readonly ILogger logger;
     private readonly Lock gate = new();
     private readonly List<RankReport> life = [];
@@ -24,12 +25,14 @@ internal sealed class RankSession : IDisposable
     /// <param name="start">The command that began it.</param>
     /// <param name="stageGrainKey">Where reports go.</param>
     /// <param name="atEnd">Called on the worker's thread after its last report.</param>
+    /// <param name="atFault">Called on the worker's thread, before the report of a fault is queued: what is queued may wait behind what was said before.</param>
     /// <param name="logger">Of the grain.</param>
-    public RankSession(StartRank start, string stageGrainKey, Action atEnd, ILogger logger)
+    public RankSession(StartRank start, string stageGrainKey, Action atEnd, Action atFault, ILogger logger)
     {
         Start = start;
         StageGrainKey = stageGrainKey;
         this.atEnd = atEnd;
+        this.atFault = atFault;
         this.logger = logger;
     }
 
@@ -69,7 +72,11 @@ internal sealed class RankSession : IDisposable
         if (report.Attempt != Start.Attempt)
             return;
         if (report is RankFaulted fault)
+        {
             GrainLog.RankFaulted(logger, fault.Attempt.JobId, fault.Attempt.Attempt, fault.Rank, fault.Message, fault.Detail);
+            if (!fault.IsUserError)
+                atFault();
+        }
         hasEnded |= report is RankFaulted or RankFinished;
         lock (gate)
         {

@@ -180,6 +180,29 @@ public sealed class RecoveryTests
         }
     }
 
+    // The commit cannot reach rank 0 any more, and what rank 1 says after its receipt must not wait for that.
+    [Fact]
+    public async Task SiloKilled_WithRank0WhileASaveIsCommitted_TheOthersFaultIsHeard()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 2);
+        await cluster.PlaceJobAsync("a", 1);
+        var checkpoints = cluster.Grains.GetGrain<ICheckpointGrain>("a");
+        await cluster.PlaceAsync(checkpoints, 1, () => checkpoints.End(new AttemptId("a", 0)));
+        await cluster.Job("a").Submit(Elastic("a", 2));
+        var starts = await StartsAsync(cluster, 2);
+        foreach (var start in starts)
+            Run(cluster, start, 1, 1);
+        await cluster.WaitForAsync<JobStepDone>("a", _ => true);
+        await checkpoints.AddReceipt(new CheckpointReceipt(starts[0].Attempt, 0, "1", 1, [], "{}"));
+
+        await cluster.KillSiloAsync(0);
+        cluster.Worker(1, 0).Report(new CheckpointReceipt(starts[1].Attempt, 1, "1", 1, [], "{}"));
+        await cluster.Worker(1, 0).NextAsync<AbortRank>();
+        cluster.Worker(1, 0).Report(new RankFaulted(starts[1].Attempt, 1, "rank 0 is lost", false, ""));
+        var next = await cluster.Worker(1, 0).NextAsync<StartRank>();
+        Assert.Equal((2, 1), (next.Attempt.Attempt, next.WorldSize));
+    }
+
     // Nobody would say that such a rank has ended, and the job would wait for it until it gives its silo up.
     [Fact]
     public async Task Start_ThatIsLostOnItsWayToARank_TheRankCountsAsEndedAndTheNextAttemptStarts()
