@@ -13,8 +13,8 @@ public sealed record MembershipProfile
     /// </summary>
     public static MembershipProfile Tight { get; } = new()
     {
-        ProbeTimeout = TimeSpan.FromSeconds(1),
-        MaxProbeTimeout = TimeSpan.FromSeconds(1),
+        ProbeTimeout = TimeSpan.FromMilliseconds(650),
+        MaxProbeTimeout = TimeSpan.FromMilliseconds(650),
         NumMissedProbes = 2,
         NumVotes = 2,
         TableRefresh = TimeSpan.FromSeconds(2),
@@ -25,6 +25,7 @@ public sealed record MembershipProfile
     /// <summary>For networks with pauses of a second: a frozen silo is seen in about 6.5 s.</summary>
     public static MembershipProfile Relaxed { get; } = Tight with
     {
+        ProbeTimeout = TimeSpan.FromSeconds(1),
         MaxProbeTimeout = TimeSpan.FromSeconds(2),
         NumMissedProbes = 3,
         TableRefresh = TimeSpan.FromSeconds(5),
