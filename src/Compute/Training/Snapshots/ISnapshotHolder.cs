@@ -12,13 +12,13 @@ public interface ISnapshotHolder
 
     /// <summary>
     /// Writes parts of a snapshot into the temporary folder of a save, on a thread of its own. From now on attempts before that of the order change
-    /// nothing here any more. Called at most once per process and order.
+    /// nothing here any more. Asked again for the same, it answers with the receipts of the first time.
     /// </summary>
     /// <exception cref="IOException">The disk is full or failed, or this process may not write.</exception>
     /// <exception cref="InvalidOperationException">A part is not here any more.</exception>
     Task<IReadOnlyList<CheckpointReceipt>> Write(SnapshotOrder order);
 
-    /// <summary>Makes a checkpoint of parts that are written, on a thread of its own; called on one of the holders.</summary>
+    /// <summary>Makes a checkpoint of parts that are written, on a thread of its own; called on one of the holders, which does it once.</summary>
     /// <returns>Its folder.</returns>
     /// <exception cref="IOException">The parts do not make a checkpoint, a newer attempt has committed, or the disk failed.</exception>
     Task<string> Commit(SnapshotOrder order, IReadOnlyList<CheckpointReceipt> receipts);
@@ -43,4 +43,7 @@ public sealed record SnapshotOrder(AttemptId Attempt, int FromAttempt, long Iter
 {
     /// <summary>Names the save; never used by the ranks, whose saves are named by their iteration alone.</summary>
     public string SaveId => FormattableString.Invariant($"snapshot-{Iteration}");
+
+    /// <summary>The same for the same order.</summary>
+    public string Name => FormattableString.Invariant($"{Attempt.Attempt}/{FromAttempt}/{Iteration}/{string.Join(',', Ranks)}");
 }

@@ -34,28 +34,13 @@ public sealed class PeerSnapshotStore : ISnapshotHolder, IDisposable
     /// <inheritdoc/>
     public Task<IReadOnlyList<CheckpointReceipt>> Write(SnapshotOrder order)
     {
-        var (run, parts) = Borrow(order);
-        return OnOwnThread($"write {order.SaveId}", () =>
-        {
-            try
-            {
-                return WriteParts(order, run, parts);
-            }
-            finally
-            {
-                foreach (var (_, values) in parts) values.Dispose();
-            }
-        });
+        lock (gate) return Of(order.Attempt.JobId).Once($"write {order.Name}", () => StartWrite(order));
     }
 
     /// <inheritdoc/>
     public Task<string> Commit(SnapshotOrder order, IReadOnlyList<CheckpointReceipt> receipts)
     {
-        SnapshotRun run;
-        lock (gate) run = Require(order).Run;
-        var facts = run.Facts with { Attempt = order.Attempt.Attempt };
-        RankPart[] parts = [.. receipts.Select(receipt => new RankPart(receipt.Rank, receipt.Files, receipt.ManifestPart))];
-        return OnOwnThread($"commit {order.SaveId}", () => FilesOf(run).Commit(order.SaveId, facts, parts).Folder);
+        lock (gate) return Of(order.Attempt.JobId).Once($"commit {order.Name}", () => StartCommit(order, receipts));
     }
 
     /// <inheritdoc/>
@@ -65,6 +50,7 @@ public sealed class PeerSnapshotStore : ISnapshotHolder, IDisposable
         {
             if (!jobs.TryGetValue(jobId, out var job)) return;
             job.Close(attempt);
+            job.Orders.Clear();
             foreach (var key in job.Snapshots.Keys.Where(key => key.Attempt < attempt).ToList()) job.Free(key, isReused: false);
             if (job.Snapshots.Count > 0) return;
             job.Dispose();
@@ -124,6 +110,30 @@ public sealed class PeerSnapshotStore : ISnapshotHolder, IDisposable
             if (run.Key.Attempt < job.FirstAttempt) return; // what is there is being written
             foreach (var key in job.Snapshots.Keys.TakeWhile(key => key.CompareTo(run.Key) < 0).ToList()) job.Free(key, isReused: true);
         }
+    }
+
+    private Task<IReadOnlyList<CheckpointReceipt>> StartWrite(SnapshotOrder order)
+    {
+        var (run, parts) = Borrow(order);
+        return OnOwnThread($"write {order.SaveId}", () =>
+        {
+            try
+            {
+                return WriteParts(order, run, parts);
+            }
+            finally
+            {
+                foreach (var (_, values) in parts) values.Dispose();
+            }
+        });
+    }
+
+    private Task<string> StartCommit(SnapshotOrder order, IReadOnlyList<CheckpointReceipt> receipts)
+    {
+        var run = Require(order).Run;
+        var facts = run.Facts with { Attempt = order.Attempt.Attempt };
+        RankPart[] parts = [.. receipts.Select(receipt => new RankPart(receipt.Rank, receipt.Files, receipt.ManifestPart))];
+        return OnOwnThread($"commit {order.SaveId}", () => FilesOf(run).Commit(order.SaveId, facts, parts).Folder);
     }
 
     private IReadOnlyList<CheckpointReceipt> WriteParts(SnapshotOrder order, SnapshotRun run, IReadOnlyList<(RankSnapshot Part, Tensor Values)> parts)
@@ -197,6 +207,18 @@ public sealed class PeerSnapshotStore : ISnapshotHolder, IDisposable
 
         /// <summary>Values of parts that were given up, for the next ones.</summary>
         public Dictionary<(long Count, bool IsPinned), Stack<Tensor>> Rooms { get; } = [];
+
+        /// <summary>What was asked for since the last attempt started.</summary>
+        public Dictionary<string, Task> Orders { get; } = new(StringComparer.Ordinal);
+
+        /// <summary>A job whose grain has moved asks again for what is under way: two writers of one file would spoil it. What has failed is tried again.</summary>
+        public Task<T> Once<T>(string name, Func<Task<T>> start)
+        {
+            if (Orders.TryGetValue(name, out var known) && !known.IsFaulted) return (Task<T>)known;
+            var started = start();
+            Orders[name] = started;
+            return started;
+        }
 
         /// <summary>Attempts before it are over: a thread of theirs that is still alive changes nothing.</summary>
         public int FirstAttempt { get; private set; }

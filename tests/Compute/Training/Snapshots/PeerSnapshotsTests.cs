@@ -145,6 +145,26 @@ public sealed class PeerSnapshotsTests : IDisposable
         Assert.Equal("the snapshot of step 7 is not here any more", gone.Message);
     }
 
+    // As by a job whose grain has moved meanwhile: two writers of the same files would spoil them.
+    [Fact]
+    public async Task WriteAndCommit_AskedForAgain_AreDoneOnce()
+    {
+        using var store = new PeerSnapshotStore(TimeProvider.System, new SideEffectFence());
+        RunRanks(1, [0], [0], [store], (_, snapshots, state) =>
+        {
+            snapshots.Take(Run(6, 1), state);
+            snapshots.Complete();
+        });
+        SnapshotOrder Order() => new(new AttemptId("job", 2), 1, 6, [0]);
+        var writes = new[] { store.Write(Order()), store.Write(Order()) };
+        var receipts = await writes[0];
+        Assert.Same(receipts, await writes[1]);
+        var commits = new[] { store.Commit(Order(), receipts), store.Commit(Order(), receipts) };
+        var folders = await Task.WhenAll(commits);
+        Assert.Equal(folders[0], folders[1]);
+        AssertHoldsTheSample(new StoredCheckpoint(folders[0], CheckpointStore.Verify(folders[0], CheckpointVerification.Full)), 1);
+    }
+
     [Fact]
     public async Task Write_ByASiloThatMayNotWrite_IsRefused()
     {
