@@ -77,9 +77,9 @@ public sealed class SiloHostTests
     {
         var options = new ClusterMembershipOptions();
         MembershipProfile.Tight.ApplyTo(options);
-        Assert.Equal(TimeSpan.FromSeconds(1), options.ProbeTimeout);
-        Assert.Equal(TimeSpan.FromSeconds(1), options.MinProbeTimeout);
-        Assert.Equal(TimeSpan.FromSeconds(1), options.MaxProbeTimeout);
+        Assert.Equal(TimeSpan.FromMilliseconds(650), options.ProbeTimeout);
+        Assert.Equal(TimeSpan.FromMilliseconds(650), options.MinProbeTimeout);
+        Assert.Equal(TimeSpan.FromMilliseconds(650), options.MaxProbeTimeout);
         Assert.Equal((2, 2), (options.NumMissedProbesLimit, options.NumVotesForDeathDeclaration));
     }
 
