@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.Checkpointing;
 
 /// <summary>
-/// Writes, commits and deletes a checkpoint of one number before training starts. The code of a save is compiled then, a third of a second of one core,
+/// Writes, commits and deletes a checkpoint of one number beside the first steps. The code of a save is compiled then, a third of a second of one core,
 /// and not in the background of the steps that follow the first save.
 /// </summary>
 internal static class SaveRehearsal

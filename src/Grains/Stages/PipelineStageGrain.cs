@@ -58,14 +58,6 @@ internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
         return Task.CompletedTask;
     }
 
-    // A rank that never began will not say that it has ended: a start may have been lost with the silo of the grain that passed it on.
-    private async Task Abort(StageLaunch current, RankStart rank, AbortRank abort)
-    {
-        bool isHere = await GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Post(abort);
-        if (!isHere && launch == current)
-            Take(current, new RankFaulted(abort.Attempt, rank.Command.Rank, "the rank was aborted before it began", IsUserError: false, ""));
-    }
-
     public Task OnReports(AttemptId attempt, int rank, List<SequencedReport> reports)
     {
         if (launch is null)
@@ -106,6 +98,14 @@ internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
         outbox = new GrainOutbox<StageMessage>(messages => job.OnStage([.. messages]), clock.Time, logger);
         // Runs beside the turns until the next attempt; it catches all faults itself.
         _ = outbox.RunAsync(ended.Token);
+    }
+
+    // A rank that never began will not say that it has ended: a start may have been lost with the silo of the grain that passed it on.
+    private async Task Abort(StageLaunch current, RankStart rank, AbortRank abort)
+    {
+        bool isHere = await GrainFactory.GetGrain<IRankGrain>(rank.RankGrainKey).Post(abort);
+        if (!isHere && launch == current)
+            Take(current, new RankFaulted(abort.Attempt, rank.Command.Rank, "the rank was aborted before it began", IsUserError: false, ""));
     }
 
     private void Take(StageLaunch current, RankReport report)

@@ -11,7 +11,7 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.Tests.Moe;
 
 /// <summary>Both backward halves of a layer with experts against autograd, in double precision, on random shapes and packed rows.</summary>
-[Collection<Alone>] // alone: the global generator gives the same weights again only while no other test draws from it
+[Collection<Alone>] // the global generator gives the same weights again only while no other test draws from it
 public sealed class MoeLayerTests(ITestOutputHelper output)
 {
     private const double AuxiliaryFactor = 0.6;

@@ -5,7 +5,7 @@ using Megatron.Testing;
 namespace Megatron.Compute.Tests.Native;
 
 /// <summary>Variables reach native code, which .NET's own functions do not; what the user has set stays.</summary>
-[Collection<Alone>] // alone: the C library's environment must not change while others read it
+[Collection<Alone>] // the C library's environment must not change while others read it
 public sealed partial class NativeVariablesTests
 {
     [Theory]

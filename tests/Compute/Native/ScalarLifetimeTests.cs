@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.Tests.Native;
 
 /// <summary>Numbers handed to libtorch must live until the call returns (docs/adr/0007-interned-scalars.md).</summary>
-[Collection<Alone>] // alone: it collects garbage without a pause
+[Collection<Alone>] // it collects garbage without a pause
 public sealed class ScalarLifetimeTests
 {
     /// <summary>Many threads on few cores: one that is put aside between the call and libtorch's reading of the number meets the finalizer.</summary>
