@@ -50,7 +50,7 @@ internal sealed class SiloLease : IDisposable
         {
             switch (lease.Look())
             {
-                case LeaseState.Held when parts.Fence.Reason is not null && parts.Guard?.IsLost is not true:
+                case LeaseState.Held when parts.Fence is { Reason: not null, IsFinal: false } && parts.Guard?.IsLost is not true:
                     SiloLog.LeaseRegained(parts.Logger);
                     parts.Fence.Open();
                     break;

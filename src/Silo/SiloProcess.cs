@@ -25,7 +25,7 @@ internal sealed class SiloProcess(bool mayEnd) : ISiloProcess
         if (!mayEnd)
             return;
         // The rank that hangs may wake up.
-        Fence.Close(reason);
+        Fence.CloseForGood(reason);
         ended.TrySetResult(new SiloEnd(reason, CanLeave: true));
     }
 

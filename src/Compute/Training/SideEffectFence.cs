@@ -6,16 +6,34 @@ namespace Megatron.Compute.Training;
 /// </summary>
 public sealed class SideEffectFence
 {
+    private readonly Lock gate = new();
     private volatile string? reason;
+    private volatile bool isFinal;
 
     /// <summary>Why it is closed; null while it is open.</summary>
     public string? Reason => reason;
 
+    /// <summary>True when it is closed for good.</summary>
+    public bool IsFinal => isFinal;
+
     /// <summary>Nothing may be done any more.</summary>
-    public void Close(string why) => reason ??= why;
+    public void Close(string why)
+    {
+        lock (gate) reason ??= why;
+    }
+
+    /// <summary>As <see cref="Close"/>, and it is never opened again: the process is about to end.</summary>
+    public void CloseForGood(string why)
+    {
+        lock (gate) (isFinal, reason) = (true, reason ?? why);
+    }
 
     /// <summary>The cluster is in reach again; what was aborted meanwhile stays aborted.</summary>
-    public void Open() => reason = null;
+    public void Open()
+    {
+        lock (gate)
+            if (!isFinal) reason = null;
+    }
 
     /// <summary>Called right before each file operation of a save.</summary>
     /// <exception cref="IOException">It is closed: the save is given up.</exception>
