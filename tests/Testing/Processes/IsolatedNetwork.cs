@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Net.NetworkInformation;
 
 namespace Megatron.Testing.Processes;
 
@@ -10,23 +11,26 @@ public sealed class IsolatedNetwork : IAsyncDisposable
 {
     private static readonly TimeSpan patience = TimeSpan.FromSeconds(20);
 
-    private readonly string name;
+    // Where a process begins to look for a free subnet; two processes rarely begin at the same.
+    private static int lastSubnet = Environment.ProcessId;
+
+    private readonly int subnet;
     private readonly int numNodes;
 
-    private IsolatedNetwork(string name, int numNodes) => (this.name, this.numNodes) = (name, numNodes);
+    private IsolatedNetwork(int subnet, int numNodes) => (this.subnet, this.numNodes) = (subnet, numNodes);
 
     /// <summary>Address of this machine on the bridge: Redis and consoles.</summary>
-    public static string HostAddress => "10.77.31.254";
+    public string HostAddress => HostAddressIn(subnet);
 
     /// <summary>Makes the network, or returns null when the system does not let us.</summary>
     public static async Task<IsolatedNetwork?> TryCreateAsync(int numNodes, CancellationToken cancellation)
     {
-        var network = new IsolatedNetwork(string.Create(CultureInfo.InvariantCulture, $"mg{Environment.ProcessId % 100000}"), numNodes);
+        var network = new IsolatedNetwork(NextSubnet(), numNodes);
         try
         {
-            await network.IpAsync(cancellation, "link", "add", network.name, "type", "bridge");
-            await network.IpAsync(cancellation, "addr", "add", HostAddress + "/24", "dev", network.name);
-            await network.IpAsync(cancellation, "link", "set", network.name, "up");
+            await network.IpAsync(cancellation, "link", "add", network.Bridge, "type", "bridge");
+            await network.IpAsync(cancellation, "addr", "add", network.HostAddress + "/24", "dev", network.Bridge);
+            await network.IpAsync(cancellation, "link", "set", network.Bridge, "up");
             for (int node = 0; node < numNodes; node++) await network.AddNodeAsync(node, cancellation);
             return network;
         }
@@ -38,7 +42,7 @@ public sealed class IsolatedNetwork : IAsyncDisposable
     }
 
     /// <summary>Address of a node's silo.</summary>
-    public static string AddressOf(int node) => string.Create(CultureInfo.InvariantCulture, $"10.77.31.{node + 1}");
+    public string AddressOf(int node) => string.Create(CultureInfo.InvariantCulture, $"10.77.{subnet}.{node + 1}");
 
     /// <summary>Words before a program that make it run inside a node's namespace.</summary>
     public IReadOnlyList<string> Prefix(int node) => ["ip", "netns", "exec", NamespaceOf(node)];
@@ -55,22 +59,36 @@ public sealed class IsolatedNetwork : IAsyncDisposable
             await TryIpAsync("link", "del", CableOf(node));
             await TryIpAsync("netns", "del", NamespaceOf(node));
         }
-        await TryIpAsync("link", "del", name);
+        await TryIpAsync("link", "del", Bridge);
     }
 
     private async Task AddNodeAsync(int node, CancellationToken cancellation)
     {
         await IpAsync(cancellation, "netns", "add", NamespaceOf(node));
         await IpAsync(cancellation, "link", "add", CableOf(node), "type", "veth", "peer", "name", "eth0", "netns", NamespaceOf(node));
-        await IpAsync(cancellation, "link", "set", CableOf(node), "master", name, "up");
+        await IpAsync(cancellation, "link", "set", CableOf(node), "master", Bridge, "up");
         await IpAsync(cancellation, "-n", NamespaceOf(node), "addr", "add", AddressOf(node) + "/24", "dev", "eth0");
         await IpAsync(cancellation, "-n", NamespaceOf(node), "link", "set", "eth0", "up");
         await IpAsync(cancellation, "-n", NamespaceOf(node), "link", "set", "lo", "up");
     }
 
-    private string NamespaceOf(int node) => string.Create(CultureInfo.InvariantCulture, $"{name}-{node}");
+    // A network that was removed lives on for as long as connections in it are being closed, so the next one of this process is another subnet.
+    private static int NextSubnet()
+    {
+        var used = NetworkInterface.GetAllNetworkInterfaces().SelectMany(link => link.GetIPProperties().UnicastAddresses).Select(own => own.Address.ToString()).ToHashSet();
+        int next;
+        do next = (Interlocked.Increment(ref lastSubnet) & int.MaxValue) % 256;
+        while (used.Contains(HostAddressIn(next)));
+        return next;
+    }
 
-    private string CableOf(int node) => string.Create(CultureInfo.InvariantCulture, $"{name}v{node}");
+    private static string HostAddressIn(int subnet) => string.Create(CultureInfo.InvariantCulture, $"10.77.{subnet}.254");
+
+    private string Bridge => string.Create(CultureInfo.InvariantCulture, $"mg{subnet}");
+
+    private string NamespaceOf(int node) => string.Create(CultureInfo.InvariantCulture, $"{Bridge}-{node}");
+
+    private string CableOf(int node) => string.Create(CultureInfo.InvariantCulture, $"{Bridge}v{node}");
 
     private async Task IpAsync(CancellationToken cancellation, params string[] words)
     {

@@ -17,7 +17,7 @@ public sealed class ProcessCluster : IAsyncDisposable
     public RedisServer Redis { get; }
 
     /// <summary>What <c>--cluster</c> is given.</summary>
-    public string Address => string.Create(CultureInfo.InvariantCulture, $"redis://{(network is null ? "127.0.0.1" : IsolatedNetwork.HostAddress)}:{Redis.Port}");
+    public string Address => string.Create(CultureInfo.InvariantCulture, $"redis://{(network?.HostAddress ?? "127.0.0.1")}:{Redis.Port}");
 
     /// <summary>The silos in the order of their start.</summary>
     public IReadOnlyList<SiloProcess> Silos => silos;
@@ -34,7 +34,7 @@ public sealed class ProcessCluster : IAsyncDisposable
     /// <param name="network">Silo n runs on its node n; null: all on loopback.</param>
     public static async Task<ProcessCluster> StartAsync(int numSilos, int devicesPerSilo, CancellationToken cancellation, string membership = "relaxed", IsolatedNetwork? network = null)
     {
-        string[] redisOptions = network is null ? [] : ["--bind", "127.0.0.1", IsolatedNetwork.HostAddress, "--protected-mode", "no"];
+        string[] redisOptions = network is null ? [] : ["--bind", "127.0.0.1", network.HostAddress, "--protected-mode", "no"];
         var cluster = new ProcessCluster(await RedisServer.StartAsync(cancellation, redisOptions), membership, network);
         try
         {
@@ -56,7 +56,7 @@ public sealed class ProcessCluster : IAsyncDisposable
         string node = string.Create(CultureInfo.InvariantCulture, $"n{index}");
         var silo = network is null
             ? SiloProcess.Start(Address, node, devices, LogFolder, membership)
-            : SiloProcess.Start(Address, node, devices, LogFolder, membership, IsolatedNetwork.AddressOf(index), network.Prefix(index));
+            : SiloProcess.Start(Address, node, devices, LogFolder, membership, network.AddressOf(index), network.Prefix(index));
         silos.Add(silo);
         return silo;
     }
