@@ -9,7 +9,10 @@ namespace Megatron.Silo;
 /// </summary>
 public sealed class SiloSupervisor
 {
-    /// <summary>Exit code of a process that was started wrongly: starting it again would not help.</summary>
+    /// <summary>
+    /// Exit code of a process that was started wrongly: starting it again would not help. Only the first start tells: what is refused later, as where
+    /// Redis does not answer, was right before and can be right again.
+    /// </summary>
     private const int BadInput = 2;
 
     private static readonly TimeSpan firstDelay = TimeSpan.FromMilliseconds(200);
@@ -32,11 +35,11 @@ public sealed class SiloSupervisor
         this.say = say;
     }
 
-    /// <summary>Runs until the process ends with 0 or 2, or after <paramref name="stop"/>; returns its exit code.</summary>
+    /// <summary>Runs until the process ends with 0, with 2 at its first start, or after <paramref name="stop"/>; returns its exit code.</summary>
     public async Task<int> RunAsync(Task stop)
     {
         var delay = firstDelay;
-        while (true)
+        for (bool isFirst = true; ; isFirst = false)
         {
             long startedAt = time.GetTimestamp();
             using var process = Process.Start(new ProcessStartInfo(program, arguments)) ?? throw new InvalidOperationException($"{program} could not be started");
@@ -46,7 +49,7 @@ public sealed class SiloSupervisor
                 Signal(process.Id, PosixTerminate);
                 await exited;
             }
-            if (process.ExitCode is 0 or BadInput || stop.IsCompleted)
+            if (process.ExitCode == 0 || (process.ExitCode == BadInput && isFirst) || stop.IsCompleted)
                 return process.ExitCode;
             delay = time.GetElapsedTime(startedAt) > healthyTime ? firstDelay : delay * 2 < longestDelay ? delay * 2 : longestDelay;
             say(FormattableString.Invariant($"the silo's process ended with {process.ExitCode}; it is started again in {delay.TotalSeconds:F1} s"));

@@ -30,6 +30,14 @@ public sealed class SiloSupervisorTests : IDisposable
     }
 
     [Fact]
+    public async Task Run_ProcessThatRanAndIsRefusedLater_IsStartedAgain()
+    {
+        Assert.Equal(0, await RunAsync($"echo run >>{Mark}; case $(wc -l <{Mark}) in 1) exit 1;; 2) exit 2;; esac", Task.Delay(Timeout.Infinite)));
+        Assert.Equal(3, File.ReadAllLines(Mark).Length);
+        Assert.Equal(2, said.Count);
+    }
+
+    [Fact]
     public async Task Run_Stop_IsPassedOnAndTheExitCodeOfTheProcessReturned()
     {
         using var watcher = new FileSystemWatcher(folder.Root) { EnableRaisingEvents = true };

@@ -75,7 +75,7 @@ public sealed class SiloCommand(CommandConsole console) : IVerbCommand
         string program = Environment.ProcessPath ?? throw new InvalidOperationException("the program has no path");
         IEnumerable<string> self = Path.GetFileNameWithoutExtension(program) == "dotnet" ? [typeof(SiloCommand).Assembly.Location] : [];
         return new SiloSupervisor(
-            program, [.. self, "silo", .. words.Where(word => word is not ("--supervise" or "--supervise=true"))], TimeProvider.System, console.Error.WriteLine);
+            program, [.. self, "silo", .. words.Where(word => word.Split('=')[0] != "--supervise")], TimeProvider.System, console.Error.WriteLine);
     }
 
     private static async Task<SiloOptions> ReadAsync(WordOptions words, LaunchEnvironment environment, CancellationToken cancellation)
