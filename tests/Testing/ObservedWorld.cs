@@ -37,6 +37,8 @@ public sealed class ObservedWorld(
     private sealed class Observed(ProcessGroup inner, Action<StartedOperation>? onStart, Action<StartedOperation, CollectiveWork>? onStarted)
         : ProcessGroup(inner.Name, inner.Rank, inner.GlobalRanks)
     {
+        public override TimeSpan BlockedTime => inner.BlockedTime;
+
         public override void Abort(string reason) => inner.Abort(reason);
 
         public override void Dispose() => inner.Dispose();

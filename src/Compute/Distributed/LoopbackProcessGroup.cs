@@ -13,7 +13,7 @@ public sealed class LoopbackProcessGroup : ProcessGroup
     internal LoopbackProcessGroup(LoopbackHub hub, int rank) : base(hub.Name, rank, hub.GlobalRanks) => this.hub = hub;
 
     /// <inheritdoc/>
-    public override TimeSpan? BlockedTime => hub.BlockedTimeOf(Rank);
+    public override TimeSpan BlockedTime => hub.BlockedTimeOf(Rank);
 
     /// <inheritdoc/>
     public override void Abort(string reason) => hub.Abort(reason);

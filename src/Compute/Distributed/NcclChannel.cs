@@ -10,6 +10,7 @@ namespace Megatron.Compute.Distributed;
 internal sealed class NcclChannel : IDisposable
 {
     private readonly NcclContext context;
+    private readonly StreamWaits waits;
     private readonly CancellationTokenSource ending;
     private readonly string key;
     private readonly string description;
@@ -22,9 +23,10 @@ internal sealed class NcclChannel : IDisposable
     private string? abortReason;
 
     /// <param name="key">Name in the store, the same on both ends.</param>
-    public NcclChannel(NcclContext context, string key, string description, bool isSender)
+    /// <param name="waits">As for <see cref="NcclCommunicator"/>.</param>
+    public NcclChannel(NcclContext context, string key, string description, bool isSender, StreamWaits waits)
     {
-        (this.key, this.description, this.isSender) = (key, description, isSender);
+        (this.key, this.description, this.isSender, this.waits) = (key, description, isSender, waits);
         ending = CancellationTokenSource.CreateLinkedTokenSource(context.Ending);
         this.context = context with { Ending = ending.Token, SharedStream = null };
         thread = new Thread(Run) { IsBackground = true, Name = description };
@@ -112,7 +114,7 @@ internal sealed class NcclChannel : IDisposable
 
     private NcclCommunicator Open()
     {
-        var opened = new NcclCommunicator(context, key, description, isSender ? 0 : 1, 2);
+        var opened = new NcclCommunicator(context, key, description, isSender ? 0 : 1, 2, waits);
         lock (gate)
         {
             communicator = opened;

@@ -38,6 +38,7 @@ internal sealed unsafe class NcclCommunicator : IDisposable
 {
     private readonly object gate = new();
     private readonly NcclContext context;
+    private readonly StreamWaits waits;
     private readonly Queue<NcclWork> pending = [];
     private readonly Stack<nint> freeEvents = [];
     private nint communicator;
@@ -54,10 +55,11 @@ internal sealed unsafe class NcclCommunicator : IDisposable
     /// <summary>Opens this rank's end; returns when all members have.</summary>
     /// <param name="key">Name in the store, the same on all members.</param>
     /// <param name="rank">Of <paramref name="size"/>; rank 0 makes the unique id.</param>
+    /// <param name="waits">Counts how long the rank waits for operations.</param>
     /// <exception cref="RankFaultException">A member did not come in time, or NCCL failed.</exception>
-    public NcclCommunicator(NcclContext context, string key, string description, int rank, int size)
+    public NcclCommunicator(NcclContext context, string key, string description, int rank, int size, StreamWaits waits)
     {
-        (this.context, Description) = (context, description);
+        (this.context, Description, this.waits) = (context, description, waits);
         var id = ExchangeId(key, rank);
         Stream = context.SharedStream ?? new CudaStream(context.Device);
         try
@@ -193,6 +195,9 @@ internal sealed unsafe class NcclCommunicator : IDisposable
         }
     }
 
+    /// <summary>Later work of the rank's current stream starts after the event; on the rank's thread.</summary>
+    public void CurrentFollows(nint done) => waits.CurrentFollows(done);
+
     /// <summary>True once the operation behind <paramref name="done"/> has ended, well or not.</summary>
     public bool IsDone(nint done) => isFaulted || Stream.IsDone(done);
 
@@ -318,7 +323,7 @@ internal sealed class NcclWork(NcclCommunicator communicator, string operation, 
         try
         {
             communicator.ThrowIfFaulted();
-            communicator.Stream.CurrentFollows(done);
+            communicator.CurrentFollows(done);
         }
         finally
         {

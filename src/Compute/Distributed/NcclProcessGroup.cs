@@ -22,6 +22,7 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
     private readonly NcclContext context;
     private readonly string key;
     private readonly NcclCommunicator communicator;
+    private readonly StreamWaits waits;
     private readonly Lock gate = new();
     private readonly Dictionary<(int Peer, bool IsSender), NcclChannel> channels = [];
     private readonly TimeSpan lateAfter;
@@ -31,13 +32,16 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
     /// <param name="key">Name of the group in the store, unique in the attempt.</param>
     public NcclProcessGroup(NcclContext context, string key, string name, int rank, IReadOnlyList<int> globalRanks) : base(name, rank, globalRanks)
     {
-        (this.context, this.key) = (context, key);
+        (this.context, this.key, waits) = (context, key, new StreamWaits(context.Device));
         lateAfter = context.Timeout / 4 < LongestLate ? context.Timeout / 4 : LongestLate;
-        communicator = new NcclCommunicator(context, key, $"NCCL group {name} of ranks {string.Join(", ", globalRanks)}, rank {globalRanks[rank]}", rank, globalRanks.Count);
+        communicator = new NcclCommunicator(context, key, $"NCCL group {name} of ranks {string.Join(", ", globalRanks)}, rank {globalRanks[rank]}", rank, globalRanks.Count, waits);
     }
 
     /// <summary>The GPUs of this process must not meet a waiting kernel in a call of the driver: see <see cref="ProcessGroup.IsWarmingUp"/>.</summary>
     private bool WaitsOnHost => IsWarmingUp && context.SharedStream is not null;
+
+    /// <inheritdoc/>
+    public override TimeSpan BlockedTime => waits.Total;
 
     /// <summary>What is wrong with the group; null when nothing is. Called by the watchdog.</summary>
     public RankFaultException? FindFault()
@@ -109,6 +113,7 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
         foreach (var channel in channels.Values) channel.Dispose();
         channels.Clear();
         communicator.Dispose();
+        waits.Dispose();
     }
 
     /// <summary>
@@ -224,7 +229,7 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
             if (channels.TryGetValue((peer, isSender), out var channel)) return channel;
             var (from, to) = isSender ? (Rank, peer) : (peer, Rank);
             var description = $"NCCL transfers of group {Name} from rank {GlobalRanks[from]} to rank {GlobalRanks[to]}";
-            channels[(peer, isSender)] = channel = new NcclChannel(context, FormattableString.Invariant($"{key}/{from}-{to}"), description, isSender);
+            channels[(peer, isSender)] = channel = new NcclChannel(context, FormattableString.Invariant($"{key}/{from}-{to}"), description, isSender, waits);
             if (abortReason is not null) channel.Abort(abortReason);
             return channel;
         }

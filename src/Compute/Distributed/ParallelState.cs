@@ -105,7 +105,7 @@ public sealed class ParallelState : IDisposable
     }
 
     /// <summary>As <see cref="ProcessGroup.BlockedTime"/>, all groups together.</summary>
-    public TimeSpan? BlockedTime => Groups().Aggregate((TimeSpan?)TimeSpan.Zero, (total, group) => total + group.BlockedTime);
+    public TimeSpan BlockedTime => Groups().Aggregate(TimeSpan.Zero, (total, group) => total + group.BlockedTime);
 
     /// <summary>Aborts every group: used when the control plane ends the attempt. Any thread may call it.</summary>
     public void Abort(string reason)

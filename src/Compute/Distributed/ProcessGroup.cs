@@ -57,8 +57,11 @@ public abstract class ProcessGroup : IDisposable
     /// <summary>Bytes this rank has sent, by operation; the parity tests compare it with the formula of each layout.</summary>
     public CommunicationVolume Volume { get; } = new();
 
-    /// <summary>How long this rank's thread has waited for peers of this group so far; null for a device backend, whose Wait returns at once.</summary>
-    public virtual TimeSpan? BlockedTime => null;
+    /// <summary>
+    /// How long this rank has waited for operations of this group so far: its thread or, where Wait returns at once, its current stream, which a later reading
+    /// tells of waits that are not over. What a thread waits for while <see cref="IsWarmingUp"/> does not count there. On the rank's thread.
+    /// </summary>
+    public abstract TimeSpan BlockedTime { get; }
 
     /// <summary>
     /// The rank may still load kernels, make plans and take memory, which can hang behind a collective that waits for another GPU of the same process

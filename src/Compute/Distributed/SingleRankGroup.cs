@@ -8,7 +8,7 @@ public sealed class SingleRankGroup : ProcessGroup
     public SingleRankGroup(string name, int globalRank = 0) : base(name, 0, [globalRank]) { }
 
     /// <inheritdoc/>
-    public override TimeSpan? BlockedTime => TimeSpan.Zero;
+    public override TimeSpan BlockedTime => TimeSpan.Zero;
 
     /// <inheritdoc/>
     public override void Abort(string reason) { }

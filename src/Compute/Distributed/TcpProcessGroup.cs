@@ -37,7 +37,7 @@ public sealed class TcpProcessGroup : ProcessGroup
     }
 
     /// <inheritdoc/>
-    public override TimeSpan? BlockedTime => roster.BlockedTime;
+    public override TimeSpan BlockedTime => roster.BlockedTime;
 
     /// <inheritdoc/>
     public override void Abort(string reason) => roster.SetFault($"Group {Name} was aborted: {reason}", null);

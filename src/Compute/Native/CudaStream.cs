@@ -71,12 +71,17 @@ internal sealed unsafe class CudaStream : IDisposable
     }
 
     /// <summary>A new event, freed by <see cref="DestroyEvent"/>.</summary>
-    public nint CreateEvent()
+    public nint CreateEvent() => CreateEvent(DisableTiming);
+
+    /// <summary>Likewise one that keeps the time at which the device passes it.</summary>
+    public nint CreateTimedEvent() => CreateEvent(0);
+
+    /// <summary>From one timed event to another; the device has passed both.</summary>
+    public TimeSpan Elapsed(nint start, nint end)
     {
-        MakeCurrent(Device);
-        nint @event;
-        Check(cuda.EventCreateWithFlags(&@event, DisableTiming), "cudaEventCreateWithFlags");
-        return @event;
+        float milliseconds;
+        Check(cuda.EventElapsedTime(&milliseconds, start, end), "cudaEventElapsedTime");
+        return TimeSpan.FromMilliseconds(milliseconds);
     }
 
     /// <summary>Frees an event; the device keeps what it still needs of it.</summary>
@@ -97,6 +102,14 @@ internal sealed unsafe class CudaStream : IDisposable
     {
         if (handle != 0) cuda.StreamDestroy(handle);
         handle = 0;
+    }
+
+    private nint CreateEvent(uint flags)
+    {
+        MakeCurrent(Device);
+        nint @event;
+        Check(cuda.EventCreateWithFlags(&@event, flags), "cudaEventCreateWithFlags");
+        return @event;
     }
 
     private static void Check(int status, string function)

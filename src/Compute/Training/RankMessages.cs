@@ -80,7 +80,7 @@ public sealed record StepReport(
     /// <summary>Global L2 norm of the weights after the step; null unless <c>--log_params_norm</c> asks for it.</summary>
     public double? ParamsNorm { get; init; }
 
-    /// <summary>The part of <c>StepTime</c> in which the rank did not wait for another; null on a device that is not waited for.</summary>
+    /// <summary>The part of <c>StepTime</c> in which the rank did not wait for another; null when nobody counted.</summary>
     public TimeSpan? ComputeTime { get; init; }
 
     /// <summary>The part in which it waited for a neighbour of its pipeline, likewise.</summary>

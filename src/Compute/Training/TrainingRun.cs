@@ -162,7 +162,7 @@ public sealed class TrainingRun : IRankProgram
         rank.Parallel.World.Barrier();
     }
 
-    private static TimeSpan? BlockedTime(RankSetup rank) => rank.Parallel.BlockedTime + (rank.Snapshots?.BlockedTime ?? TimeSpan.Zero);
+    private static TimeSpan BlockedTime(RankSetup rank) => rank.Parallel.BlockedTime + (rank.Snapshots?.BlockedTime ?? TimeSpan.Zero);
 
     private void TellAboutData(RankSetup rank, RankLink link)
     {

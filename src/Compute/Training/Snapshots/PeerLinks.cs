@@ -21,7 +21,7 @@ internal sealed class PeerLinks : IDisposable
     public int? Partner => partner;
 
     /// <summary>How long the rank's thread has waited for peers here so far.</summary>
-    public TimeSpan BlockedTime => groups.Values.Aggregate(TimeSpan.Zero, (total, group) => total + (group.BlockedTime ?? TimeSpan.Zero));
+    public TimeSpan BlockedTime => groups.Values.Aggregate(TimeSpan.Zero, (total, group) => total + group.BlockedTime);
 
     /// <summary>Opens the ways of a rank; entered by all ranks of the attempt.</summary>
     /// <param name="partners">By rank: who gets its copies, the rank itself when nobody does; empty: nobody gets any.</param>
