@@ -19,17 +19,20 @@ public sealed class FaultCluster : IAsyncDisposable
     /// <summary>Folder that gets the log files of every cluster at its end; null: nobody wants them.</summary>
     public static string? LogsTo { get; set; }
 
+    /// <summary>Where ranks compute: cpu, or cuda, where all silos share the first GPU.</summary>
+    public static string Device { get; set; } = "cpu";
+
     /// <summary>Redis and silos.</summary>
     public ProcessCluster Processes { get; }
 
     /// <summary>Starts a Redis and silos, and writes the model and the data.</summary>
     /// <param name="membership">As for <see cref="ProcessCluster.StartAsync"/>.</param>
     public static async Task<FaultCluster> StartAsync(int numSilos, int devicesPerSilo, CancellationToken cancellation, string membership = "tight") =>
-        Prepare(await ProcessCluster.StartAsync(numSilos, devicesPerSilo, cancellation, membership), cancellation);
+        Prepare(await ProcessCluster.StartAsync(numSilos, devicesPerSilo, cancellation, membership, sharesGpu: Device == "cuda"), cancellation);
 
     /// <summary>Likewise, three silos with a device each in namespaces of their own.</summary>
     public static async Task<FaultCluster> StartAsync(IsolatedNetwork network, CancellationToken cancellation) =>
-        Prepare(await ProcessCluster.StartAsync(3, 1, cancellation, "tight", network), cancellation);
+        Prepare(await ProcessCluster.StartAsync(3, 1, cancellation, "tight", network, sharesGpu: Device == "cuda"), cancellation);
 
     /// <summary>The folder of a job's run.</summary>
     public string RunFolder(string jobId) => folder.Combine("out", jobId);
@@ -46,7 +49,7 @@ public sealed class FaultCluster : IAsyncDisposable
         "sft", "--cluster", Processes.Address, "--job_id", jobId, "--model", folder.Combine("model"), "--dataset", folder.Combine("rows.jsonl"),
         "--save", folder.Combine("out"), "--global_batch_size", "8", "--micro_batch_size", "2", "--lr", "1e-3", "--lr_decay_style", "constant",
         "--log_interval", "1", "--eval_iters", "0", "--split_dataset_ratio", "0", "--train_iters", "1000000", "--save_interval", "5",
-        "--save_total_limit", "3", "--max_restarts", "1000", "--report_to", "none",
+        "--save_total_limit", "3", "--max_restarts", "1000", "--report_to", "none", "--device", Device,
     ];
 
     /// <summary>

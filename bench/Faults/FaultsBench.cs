@@ -19,6 +19,7 @@ public static class FaultsBench
     [
         new("repetitions", "number", "Faults of each kind; default: 50 for R1, 20 for the others."),
         new("goals", "R1,R2", "Which goals; R1 brings R4a with it. Default: all."),
+        new("device", "cpu|cuda", "Where the ranks compute; with cuda the silos share the first GPU. Default: cpu."),
         new("log_folder", "folder", "Where the log files of the silos go when a scenario is over; default: they are deleted."),
         new("seed", "number", "Seed of the random moments; default: by the clock, printed."),
     ];
@@ -32,6 +33,7 @@ public static class FaultsBench
             throw new ConfigException("CFG012", $"megatron faults {string.Join(' ', given.Positional)} is not known; use megatron faults bench.");
         if (!RedisServer.IsInstalled) throw new ConfigException("CTRL001", RedisServer.SkipReason + ".");
         FaultCluster.LogsTo = given.Text("log_folder");
+        FaultCluster.Device = given.Choice("device", "cpu", "cuda");
         int? repetitions = given.Number("repetitions", 1, 10_000);
         string[] goals = given.Text("goals")?.Split(',') ?? groups;
         if (goals.FirstOrDefault(goal => !groups.Contains(goal)) is { } unknown)

@@ -10,8 +10,10 @@ public sealed class ProcessCluster : IAsyncDisposable
 
     private readonly string membership;
     private readonly IsolatedNetwork? network;
+    private readonly bool sharesGpu;
 
-    private ProcessCluster(RedisServer redis, string membership, IsolatedNetwork? network) => (Redis, this.membership, this.network) = (redis, membership, network);
+    private ProcessCluster(RedisServer redis, string membership, IsolatedNetwork? network, bool sharesGpu) =>
+        (Redis, this.membership, this.network, this.sharesGpu) = (redis, membership, network, sharesGpu);
 
     /// <summary>Its Redis.</summary>
     public RedisServer Redis { get; }
@@ -32,10 +34,12 @@ public sealed class ProcessCluster : IAsyncDisposable
     /// tight measures how fast a loss is seen; relaxed is for tests that ask what happens then, also on a machine that has other things to do.
     /// </param>
     /// <param name="network">Silo n runs on its node n; null: all on loopback.</param>
-    public static async Task<ProcessCluster> StartAsync(int numSilos, int devicesPerSilo, CancellationToken cancellation, string membership = "relaxed", IsolatedNetwork? network = null)
+    /// <param name="sharesGpu">The silos' ranks compute on one GPU: each silo poses as a host of its own to NCCL, which it talks to by sockets.</param>
+    public static async Task<ProcessCluster> StartAsync(
+        int numSilos, int devicesPerSilo, CancellationToken cancellation, string membership = "relaxed", IsolatedNetwork? network = null, bool sharesGpu = false)
     {
         string[] redisOptions = network is null ? [] : ["--bind", "127.0.0.1", network.HostAddress, "--protected-mode", "no"];
-        var cluster = new ProcessCluster(await RedisServer.StartAsync(cancellation, redisOptions), membership, network);
+        var cluster = new ProcessCluster(await RedisServer.StartAsync(cancellation, redisOptions), membership, network, sharesGpu);
         try
         {
             for (int i = 0; i < numSilos; i++) cluster.Add(devicesPerSilo);
@@ -54,9 +58,9 @@ public sealed class ProcessCluster : IAsyncDisposable
     {
         int index = silos.Count;
         string node = string.Create(CultureInfo.InvariantCulture, $"n{index}");
-        var silo = network is null
-            ? SiloProcess.Start(Address, node, devices, LogFolder, membership)
-            : SiloProcess.Start(Address, node, devices, LogFolder, membership, network.AddressOf(index), network.Prefix(index));
+        var surroundings = network is null ? new SiloSurroundings() : new SiloSurroundings { Address = network.AddressOf(index), Prefix = network.Prefix(index) };
+        if (sharesGpu) surroundings = surroundings with { Environment = HostOfItsOwn(node) };
+        var silo = SiloProcess.Start(Address, node, devices, LogFolder, membership, surroundings);
         silos.Add(silo);
         return silo;
     }
@@ -71,4 +75,6 @@ public sealed class ProcessCluster : IAsyncDisposable
         await Redis.DisposeAsync();
         folder.Dispose();
     }
+
+    private Dictionary<string, string?> HostOfItsOwn(string node) => new() { ["NCCL_HOSTID"] = node, ["NCCL_SOCKET_IFNAME"] = network is null ? "lo" : "eth0" };
 }

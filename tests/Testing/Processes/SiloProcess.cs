@@ -8,15 +8,15 @@ public sealed class SiloProcess : IAsyncDisposable
     private static readonly TimeSpan startPatience = TimeSpan.FromSeconds(60);
 
     private readonly IReadOnlyList<string> words;
-    private readonly IReadOnlyList<string> prefix;
+    private readonly SiloSurroundings surroundings;
     private ProgramProcess process;
 
-    private SiloProcess(string node, int siloPort, IReadOnlyList<string> words, IReadOnlyList<string> prefix)
+    private SiloProcess(string node, int siloPort, IReadOnlyList<string> words, SiloSurroundings surroundings)
     {
         (Node, SiloPort) = (node, siloPort);
         this.words = words;
-        this.prefix = prefix;
-        process = ProgramProcess.StartMegatron(words, prefix: prefix);
+        this.surroundings = surroundings;
+        process = ProgramProcess.StartMegatron(words, surroundings.Environment, surroundings.Prefix);
     }
 
     /// <summary>Name of its node.</summary>
@@ -32,20 +32,18 @@ public sealed class SiloProcess : IAsyncDisposable
     /// <param name="cluster">Address of the cluster.</param>
     /// <param name="numDevices">Ranks that it can host.</param>
     /// <param name="logFolder">Folder of its log.</param>
-    /// <param name="address">Address that the others reach it by.</param>
     /// <param name="membership">How fast silos that do not answer are given up: tight or relaxed.</param>
-    /// <param name="prefix">As for <see cref="ProgramProcess.StartMegatron"/>.</param>
-    public static SiloProcess Start(
-        string cluster, string node, int numDevices, string logFolder, string membership, string address = "127.0.0.1", IReadOnlyList<string>? prefix = null)
+    /// <param name="surroundings">Where it runs.</param>
+    public static SiloProcess Start(string cluster, string node, int numDevices, string logFolder, string membership, SiloSurroundings surroundings)
     {
         int[] ports = FreePorts.Take(2);
         string devices = string.Join(',', Enumerable.Range(0, numDevices).Select(index => index.ToString(CultureInfo.InvariantCulture)));
         return new SiloProcess(node, ports[0],
         [
-            "silo", "--cluster", cluster, "--node_name", node, "--silo_devices", devices, "--silo_address", address,
+            "silo", "--cluster", cluster, "--node_name", node, "--silo_devices", devices, "--silo_address", surroundings.Address,
             "--silo_port", ports[0].ToString(CultureInfo.InvariantCulture), "--gateway_port", ports[1].ToString(CultureInfo.InvariantCulture),
             "--log_folder", logFolder, "--membership", membership,
-        ], prefix ?? []);
+        ], surroundings);
     }
 
     /// <summary>Returns when the silo takes part in the cluster.</summary>
@@ -56,7 +54,7 @@ public sealed class SiloProcess : IAsyncDisposable
     public async Task KillAsync() => await process.DisposeAsync();
 
     /// <summary>Starts it again after its end, on the same ports.</summary>
-    public void StartAgain() => process = ProgramProcess.StartMegatron(words, prefix: prefix);
+    public void StartAgain() => process = ProgramProcess.StartMegatron(words, surroundings.Environment, surroundings.Prefix);
 
     /// <inheritdoc/>
     public ValueTask DisposeAsync() => process.DisposeAsync();
