@@ -95,31 +95,28 @@ public sealed class GptModel : IDisposable
     public Tensor? BackwardInput(Tensor? gradHidden, Saved saved)
     {
         using var scope = NewDisposeScope();
-        if (head is not null && finalNorm is not null)
-        {
-            var gradNormalized = head.BackwardInput(saved.Child(Head));
-            gradHidden = finalNorm.BackwardInput(gradNormalized, saved.Child(FinalNorm));
-        }
-        if (gradHidden is null) throw new InvalidOperationException("A stage without the head needs the gradient of its output.");
-        var gradInput = layers.BackwardInput(gradHidden, saved.Child(Layers));
-        if (embedding is null) return gradInput.MoveToOuterDisposeScope();
-        embedding.BackwardInput(embeddingDropout.Backward(gradInput, saved.Child(EmbeddingDropout)), saved.Child(Embedding));
-        return null;
+        var gradInput = layers.BackwardInput(BackwardInputOfHead(gradHidden, saved), saved.Child(Layers));
+        return BackwardInputOfEmbedding(gradInput, saved)?.MoveToOuterDisposeScope();
     }
 
     /// <summary>Adds the micro-batch's weight gradients to the main gradients and empties <paramref name="saved"/>.</summary>
     public void BackwardWeight(Saved saved)
     {
-        if (head is not null && !ReferenceEquals(head.Weight, embedding?.Weight)) head.Weight.CompleteGradient(); // added to in the forward
-        if (finalNorm is not null)
-        {
-            finalNorm.BackwardWeight(saved.Child(FinalNorm));
-            foreach (var parameter in finalNorm.Parameters) parameter.CompleteGradient();
-        }
+        BackwardWeightOfHead(saved);
         layers.BackwardWeight(saved.Child(Layers));
-        if (embedding is null) return;
-        embedding.BackwardWeight(saved.Child(Embedding));
-        embedding.Weight.CompleteGradient();
+        BackwardWeightOfEmbedding(saved);
+    }
+
+    /// <summary>Both halves, layer by layer: see <see cref="SequentialLayers.Backward(Tensor, Saved)"/>.</summary>
+    /// <inheritdoc cref="BackwardInput"/>
+    public Tensor? Backward(Tensor? gradHidden, Saved saved)
+    {
+        using var scope = NewDisposeScope();
+        var gradOutput = BackwardInputOfHead(gradHidden, saved);
+        BackwardWeightOfHead(saved);
+        var gradInput = BackwardInputOfEmbedding(layers.Backward(gradOutput, saved.Child(Layers)), saved);
+        BackwardWeightOfEmbedding(saved);
+        return gradInput?.MoveToOuterDisposeScope();
     }
 
     /// <summary>Logits of every position, for verification and inference; keeps nothing. On a stage without the head, its output.</summary>
@@ -172,6 +169,36 @@ public sealed class GptModel : IDisposable
         if (hidden is null) throw new InvalidOperationException("A stage without the embedding needs the hidden states of the stage before it.");
         var output = layers.Forward(hidden, saved.Child(Layers));
         return finalNorm is null ? output : finalNorm.Forward(output, saved.Child(FinalNorm));
+    }
+
+    /// <returns>Gradient of the layers' output.</returns>
+    private Tensor BackwardInputOfHead(Tensor? gradHidden, Saved saved)
+    {
+        if (head is not null && finalNorm is not null) return finalNorm.BackwardInput(head.BackwardInput(saved.Child(Head)), saved.Child(FinalNorm));
+        return gradHidden ?? throw new InvalidOperationException("A stage without the head needs the gradient of its output.");
+    }
+
+    private void BackwardWeightOfHead(Saved saved)
+    {
+        if (head is not null && !ReferenceEquals(head.Weight, embedding?.Weight)) head.Weight.CompleteGradient(); // added to in the forward
+        if (finalNorm is null) return;
+        finalNorm.BackwardWeight(saved.Child(FinalNorm));
+        foreach (var parameter in finalNorm.Parameters) parameter.CompleteGradient();
+    }
+
+    /// <returns>What the stage before gets; null when there is none.</returns>
+    private Tensor? BackwardInputOfEmbedding(Tensor gradInput, Saved saved)
+    {
+        if (embedding is null) return gradInput;
+        embedding.BackwardInput(embeddingDropout.Backward(gradInput, saved.Child(EmbeddingDropout)), saved.Child(Embedding));
+        return null;
+    }
+
+    private void BackwardWeightOfEmbedding(Saved saved)
+    {
+        if (embedding is null) return;
+        embedding.BackwardWeight(saved.Child(Embedding));
+        embedding.Weight.CompleteGradient();
     }
 
     private static SequentialLayers CreateLayers(LayerContext context, StageLayout stage)

@@ -60,7 +60,7 @@ public sealed class GroupedExperts
         saved.Keep(Weights, weights_R);
         saved.Keep(Ends, ends_E);
         saved.Keep(GateUp, gateUp_R2F);
-        if (!recomputeActivation) saved.Keep(Activation, weighted_RF);
+        if (!recomputeActivation && !WeightedSwiGlu.GivesOutputAgain(gateUp_R2F, weights_R)) saved.Keep(Activation, weighted_RF);
         return output_RH.MoveToOuterDisposeScope();
     }
 
@@ -71,7 +71,7 @@ public sealed class GroupedExperts
         using var scope = NewDisposeScope();
         var (gateUp_R2F, weights_R, ends_E) = (saved.Take(GateUp), saved.Take(Weights), saved.Peek(Ends));
         var gradWeighted_RF = GroupedProduct.Rows(gradOutput_RH, down_EHF.Data, ends_E);
-        var (gradGateUp_R2F, gradWeights_R, weighted_RF) = WeightedSwiGlu.Backward(gradWeighted_RF, gateUp_R2F, weights_R, wantsOutput: recomputeActivation);
+        var (gradGateUp_R2F, gradWeights_R, weighted_RF) = WeightedSwiGlu.Backward(gradWeighted_RF, gateUp_R2F, weights_R, wantsOutput: !saved.Has(Activation));
         var gradRows_RH = GroupedProduct.Rows(gradGateUp_R2F, gateUp_E2FH.Data, ends_E);
         saved.Keep(GradGateUp, gradGateUp_R2F);
         saved.Keep(GradOutput, gradOutput_RH);

@@ -78,6 +78,9 @@ public sealed class MoeLayer : IInputRestorable
     }
 
     /// <inheritdoc/>
+    public bool TakesInputLate => false;
+
+    /// <inheritdoc/>
     public void DiscardInput(Saved saved)
     {
         router.DiscardInput(saved.Child(Routing));

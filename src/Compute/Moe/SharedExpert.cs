@@ -58,6 +58,9 @@ public sealed class SharedExpert : IInputRestorable
     }
 
     /// <inheritdoc/>
+    public bool TakesInputLate => false;
+
+    /// <inheritdoc/>
     public void DiscardInput(Saved saved)
     {
         saved.Release(Input);

@@ -35,9 +35,10 @@ public static class CudaBlas
         left_TK.device_type == DeviceType.CUDA && left_TK.dtype is ScalarType.BFloat16 or ScalarType.Float16 && right.dtype == left_TK.dtype
         && left_TK.dim() == 2 && left_TK.stride(1) == 1 && right.stride(1) == 1 && GpuProducts.IsLarge(2.0 * left_TK.shape[0] * left_TK.shape[1] * columns);
 
-    /// <summary>target [T, O] = left [T, I] · right [O, I]ᵀ (+ bias [O]), on the current stream; the algorithm is chosen by measuring.</summary>
-    public static void MultiplyTransposed(Tensor target_TO, Tensor left_TI, Tensor right_OI, Tensor? bias_O) =>
-        Run(target_TO, new(left_TI), new(right_OI, IsTransposed: true), new() { Bias = bias_O, Measure = true });
+    /// <summary>target [T, O] = left [T, I] · right [O, I]ᵀ (+ bias [O]) (+ addend [T, O]), on the current stream; the algorithm is chosen by measuring.</summary>
+    /// <param name="addend_TO">Contiguous, in the dtype of the target, which it is not.</param>
+    public static void MultiplyTransposed(Tensor target_TO, Tensor left_TI, Tensor right_OI, Tensor? bias_O, Tensor? addend_TO = null) =>
+        Run(target_TO, new(left_TI), new(right_OI, IsTransposed: true), new() { Bias = bias_O, Addend = addend_TO, Measure = true });
 
     /// <summary>target [T, I] = left [T, O] · right [O, I], likewise.</summary>
     public static void Multiply(Tensor target_TI, Tensor left_TO, Tensor right_OI) => Run(target_TI, new(left_TO), new(right_OI), new() { Measure = true });
@@ -60,13 +61,13 @@ public static class CudaBlas
             throw new InvalidOperationException($"A product of {Shape(left)} and {Shape(right)} into [{string.Join(", ", target_RC.shape)}] does not fit, or its target is not contiguous.");
         var at = new ProductAddresses(
             Dispatcher.DataPointer(right.Matrix), Dispatcher.DataPointer(left.Matrix), Dispatcher.DataPointer(target_RC),
-            AddressOf(settings.Bias), AddressOf(right.Unit), AddressOf(left.Unit));
+            AddressOf(settings.Bias), AddressOf(right.Unit), AddressOf(left.Unit), AddressOf(settings.Addend));
         var shape = new ProductShape
         {
             M = checked((int)target_RC.shape[1]), N = checked((int)target_RC.shape[0]), K = checked((int)depth),
             TransposeA = right.IsTransposed, TransposeB = left.IsTransposed, GapA = right.Gap, GapB = left.Gap,
             TypeA = right.Type, TypeB = left.Type, TypeD = target_RC.dtype == ScalarType.Float32 ? CublasLt.TypeFp32 : new ProductOperand(target_RC).Type,
-            HasBias = settings.Bias is not null, IsFastAccumulation = settings.IsFastAccumulation, Alignment = ProductShape.AlignmentOf(at.A, at.B, at.D),
+            HasBias = settings.Bias is not null, IsFastAccumulation = settings.IsFastAccumulation, Alignment = ProductShape.AlignmentOf(at.A, at.B, at.D, at.Addend),
         };
         GpuProducts.Of(target_RC.device_index).Run(shape, at, settings.Accumulate, settings.Measure);
     }
@@ -81,6 +82,9 @@ internal readonly record struct ProductSettings
 {
     /// <summary>[C], added to every row of the result.</summary>
     public Tensor? Bias { get; init; }
+
+    /// <summary>Like the target, added to the product before it is rounded.</summary>
+    public Tensor? Addend { get; init; }
 
     /// <summary>Adds to what the target holds.</summary>
     public bool Accumulate { get; init; }

@@ -53,7 +53,7 @@ internal sealed unsafe class GpuProducts
     /// <summary>True when the choice of an algorithm is worth its measurement.</summary>
     public static bool IsLarge(double floatingPointOperations) => floatingPointOperations >= LargeProduct;
 
-    /// <summary>D = op(A) · op(B) (+ bias), or D += the product, on libtorch's current stream.</summary>
+    /// <summary>D = op(A) · op(B) (+ bias) (+ addend), or D += the product, on libtorch's current stream.</summary>
     /// <param name="accumulate">Adds to what D holds.</param>
     /// <param name="measure">Chooses by measuring; else the library's first proposal is taken, which is the same in every process.</param>
     /// <exception cref="InvalidOperationException">cuBLASLt has no algorithm for the shape, or refused it.</exception>
@@ -157,10 +157,11 @@ internal sealed unsafe class GpuProducts
 
     private int Launch(Plan plan, in ProductShape shape, in ProductAddresses at, bool accumulate, ProductAlgorithm algorithm)
     {
-        var (alpha, beta) = (1f, accumulate ? 1f : 0f);
+        var (alpha, beta) = (1f, accumulate || at.Addend != 0 ? 1f : 0f);
+        var addend = at.Addend != 0 ? at.Addend : at.D;
         var hasWorkspace = IsLarge(shape.FloatingPointOperations);
         return lt.Matmul(
-            handle, plan.Description, &alpha, at.A, plan.A, at.B, plan.B, &beta, at.D, plan.D, at.D, plan.D, &algorithm,
+            handle, plan.Description, &alpha, at.A, plan.A, at.B, plan.B, &beta, addend, plan.D, at.D, plan.D, &algorithm,
             hasWorkspace ? workspace.Value : 0, hasWorkspace ? WorkspaceBytes : 0u, LibTorch.CudaAbi.CurrentStream(device));
     }
 

@@ -77,4 +77,5 @@ internal readonly record struct ProductShape
 /// <param name="Bias">M elements of D's type.</param>
 /// <param name="ScaleA">One fp32: the value of A's units, for float8.</param>
 /// <param name="ScaleB">Likewise.</param>
-internal readonly record struct ProductAddresses(nint A, nint B, nint D, nint Bias = 0, nint ScaleA = 0, nint ScaleB = 0);
+/// <param name="Addend">A matrix like D that is added to the product.</param>
+internal readonly record struct ProductAddresses(nint A, nint B, nint D, nint Bias = 0, nint ScaleA = 0, nint ScaleB = 0, nint Addend = 0);

@@ -12,7 +12,7 @@ namespace Megatron.Compute.Ops;
 public static class GradientAccumulation
 {
     private const string File = "accumulate.cu";
-    private const int BlockThreads = 256, EmbeddingThreads = 128;
+    private const int BlockThreads = 256, EmbeddingThreads = 128, SumColumns = 32, SumThreads = 1024;
 
     /// <summary>target += gradient, or target = gradient.</summary>
     /// <param name="target">fp32 (or the dtype of the gradient), contiguous.</param>
@@ -31,6 +31,22 @@ public static class GradientAccumulation
         CudaKernels.Of(File, KernelElement.Define(gradient)).Launch(
             "accumulate", (uint)((gradient.numel() + perBlock - 1) / perBlock), 1, BlockThreads, 0,
             Dispatcher.DataPointer(gradient), Dispatcher.DataPointer(target), gradient.numel(), overwrite ? 1 : 0);
+    }
+
+    /// <summary>target += the sum of the rows of <paramref name="parts_PO"/>, or target = that sum.</summary>
+    /// <param name="target_O">fp32 (or the dtype of the parts), contiguous.</param>
+    /// <param name="parts_PO">[P, O]; elements of a row lie together, rows may be strided.</param>
+    public static void AddSum(Tensor target_O, Tensor parts_PO, bool overwrite)
+    {
+        if (parts_PO.device_type != DeviceType.CUDA || parts_PO.dtype != ScalarType.Float32 || target_O.dtype != ScalarType.Float32 || parts_PO.dim() != 2)
+        {
+            using var sum_O = parts_PO.sum(dim: 0);
+            Add(target_O, sum_O, overwrite);
+            return;
+        }
+        CudaKernels.Of(File, KernelElement.Define(ScalarType.Float32)).Launch(
+            "add_sum_of_rows", (uint)((parts_PO.shape[1] + SumColumns - 1) / SumColumns), 1, SumThreads, 0,
+            Dispatcher.DataPointer(parts_PO), Dispatcher.DataPointer(target_O), parts_PO.shape[0], parts_PO.shape[1], parts_PO.stride(0), overwrite ? 1 : 0);
     }
 
     /// <summary>table[id of a token] += the token's gradient, for all tokens, in fp32 and in token order.</summary>

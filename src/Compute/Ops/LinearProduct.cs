@@ -10,13 +10,21 @@ namespace Megatron.Compute.Ops;
 /// <remarks>Shape letters: T tokens, I input features, O output features.</remarks>
 public static class LinearProduct
 {
-    /// <summary>x Wᵀ + b, [T, O].</summary>
-    public static Tensor Output(Tensor x_TI, Tensor weight_OI, Tensor? bias_O, ProductOptions options)
+    /// <summary>x Wᵀ + b + addend, [T, O].</summary>
+    /// <param name="addend_TO">[T, O], or null for nothing. cuBLASLt adds it before it rounds; elsewhere the product is rounded first.</param>
+    public static Tensor Output(Tensor x_TI, Tensor weight_OI, Tensor? bias_O, ProductOptions options, Tensor? addend_TO = null)
     {
-        if (options.IsDeterministic || !CudaBlas.IsWorthChoosing(x_TI, weight_OI, weight_OI.shape[0])) return nn.functional.linear(x_TI, weight_OI, bias_O);
-        var output = empty([x_TI.shape[0], weight_OI.shape[0]], x_TI.dtype, x_TI.device);
-        CudaBlas.MultiplyTransposed(output, x_TI, weight_OI, bias_O);
-        return output;
+        if (options.IsDeterministic || !CudaBlas.IsWorthChoosing(x_TI, weight_OI, weight_OI.shape[0]))
+        {
+            var product_TO = nn.functional.linear(x_TI, weight_OI, bias_O);
+            using var scope = NewDisposeScope(); // for the handle that add_ may return
+            if (addend_TO is not null) product_TO.add_(addend_TO);
+            return product_TO;
+        }
+        var output_TO = empty([x_TI.shape[0], weight_OI.shape[0]], x_TI.dtype, x_TI.device);
+        using var contiguous_TO = addend_TO?.contiguous();
+        CudaBlas.MultiplyTransposed(output_TO, x_TI, weight_OI, bias_O, contiguous_TO);
+        return output_TO;
     }
 
     /// <summary>gradOutput · W, [T, I].</summary>

@@ -18,17 +18,19 @@ public sealed class LinearProducts(Parameter weight_OI, Parameter? bias_O, Produ
 
     private Float8Kind GradKind => options.Float8 == Float8Format.Hybrid ? Float8Kind.E5M2 : Float8Kind.E4M3;
 
-    /// <summary>x Wᵀ + b, [T, O].</summary>
-    public Tensor Output(Tensor x_TI, Saved saved)
+    /// <summary>x Wᵀ + b + addend, [T, O].</summary>
+    /// <param name="addend_TO">[T, O], or null for nothing.</param>
+    public Tensor Output(Tensor x_TI, Saved saved, Tensor? addend_TO = null)
     {
-        if (!saved.Context.IsTraining || !IsFloat8(x_TI)) return LinearProduct.Output(x_TI, weight_OI.Data, bias_O?.Data, options);
+        if (!saved.Context.IsTraining || !IsFloat8(x_TI)) return LinearProduct.Output(x_TI, weight_OI.Data, bias_O?.Data, options, addend_TO);
         using var scope = NewDisposeScope();
         var (input, weight) = (Float8.LargestMagnitude(x_TI), Float8.LargestMagnitude(weight_OI.Data));
         saved.Keep(InputMagnitude, input);
         saved.Keep(WeightMagnitude, weight);
-        return Float8.Multiply(
-            Float8.Round(x_TI, input, Float8Kind.E4M3), Float8.Round(weight_OI.Data, weight, Float8Kind.E4M3), bias_O?.Data, x_TI.dtype, fast: true, options)
-            .MoveToOuterDisposeScope();
+        var output_TO = Float8.Multiply(
+            Float8.Round(x_TI, input, Float8Kind.E4M3), Float8.Round(weight_OI.Data, weight, Float8Kind.E4M3), bias_O?.Data, x_TI.dtype, fast: true, options);
+        if (addend_TO is not null) output_TO.add_(addend_TO);
+        return output_TO.MoveToOuterDisposeScope();
     }
 
     /// <summary>gradOutput · W, [T, I]. In float8 it also keeps what <see cref="AddKeptGradient"/> takes.</summary>

@@ -39,8 +39,10 @@ public static class QueryKeyNormRotary
     /// <summary>Gradient of the projection from those of attention's three inputs.</summary>
     /// <param name="gradients">[T, N, D], [T, G, D] and [T, G, D], in any strides.</param>
     /// <param name="raw">Queries and keys [T, A, D] before the norm, with the result of the forward; null without a norm.</param>
-    /// <returns>[T, Q, D] contiguous, and the gradients of both weights [2, D] in fp32 (fp64 for fp64), null without a norm.</returns>
-    public static (Tensor GradHeads, Tensor? GradWeights) Backward(
+    /// <returns>
+    /// [T, Q, D] contiguous, and parts [P, 2, D] in fp32 (fp64 for fp64) whose sum over P is the gradients of both weights, null without a norm.
+    /// </returns>
+    public static (Tensor GradHeads, Tensor? GradWeightParts) Backward(
         AttentionGradients gradients, (Tensor QueryKey, Tensor InverseRms)? raw, QueryKeyNorm? norm, RotaryEmbedding rotary, Tensor positions_T)
     {
         if (QueryKeyNormRotaryKernel.Supports(gradients)) return QueryKeyNormRotaryKernel.Backward(gradients, raw, norm, rotary, positions_T);
@@ -50,10 +52,10 @@ public static class QueryKeyNormRotary
         var gradQueryKey_TAD = grad_TQD.narrow(1, 0, numHeads + numGroups);
         rotary.BackwardInPlace(gradQueryKey_TAD, positions_T);
         if (norm is not { } weights || raw is not { } input) return (grad_TQD.MoveToOuterDisposeScope(), null);
-        var (gradRaw, gradWeight_AD) = RmsNorm.Backward(gradQueryKey_TAD, input.QueryKey, WeightOfEachHead(weights, numHeads, numGroups), input.InverseRms);
+        var (gradRaw, gradWeight_1AD, _) = RmsNorm.Backward(gradQueryKey_TAD, input.QueryKey, WeightOfEachHead(weights, numHeads, numGroups), input.InverseRms);
         gradQueryKey_TAD.copy_(gradRaw);
-        var gradWeights_2D = stack([gradWeight_AD.narrow(0, 0, numHeads).sum(dim: 0), gradWeight_AD.narrow(0, numHeads, numGroups).sum(dim: 0)], 0);
-        return (grad_TQD.MoveToOuterDisposeScope(), gradWeights_2D.MoveToOuterDisposeScope());
+        var gradWeights_12D = stack([gradWeight_1AD.narrow(1, 0, numHeads).sum(dim: 1), gradWeight_1AD.narrow(1, numHeads, numGroups).sum(dim: 1)], 1);
+        return (grad_TQD.MoveToOuterDisposeScope(), gradWeights_12D.MoveToOuterDisposeScope());
     }
 
     private static Tensor WeightOfEachHead(QueryKeyNorm norm, int numHeads, int numGroups)

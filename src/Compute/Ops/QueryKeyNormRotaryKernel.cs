@@ -32,7 +32,7 @@ internal static class QueryKeyNormRotaryKernel
     }
 
     /// <summary>See <see cref="QueryKeyNormRotary.Backward"/>.</summary>
-    public static (Tensor GradHeads, Tensor? GradWeights) Backward(
+    public static (Tensor GradHeads, Tensor? GradWeightParts) Backward(
         AttentionGradients gradients, (Tensor QueryKey, Tensor InverseRms)? raw, QueryKeyNorm? norm, RotaryEmbedding rotary, Tensor positions_T)
     {
         var (query, key, value) = gradients;
@@ -42,13 +42,13 @@ internal static class QueryKeyNormRotaryKernel
         var groups = threads / LanesPerHead(query);
         var rounds = Rounds(grad_TQD.shape[1], query);
         var blocks = Math.Min(BackwardBlocks / rounds, tokens);
-        using var partial = empty([rounds * blocks, 2, width], ScalarType.Float32, query.device);
+        var partial = norm is null ? null : empty([rounds * blocks, 2, width], ScalarType.Float32, query.device);
         CudaKernels.Of(File, KernelElement.Define(query)).Launch(
             "qk_norm_rotary_backward", (uint)blocks, (uint)rounds, threads, (uint)(groups * 2 * width * sizeof(float)),
             Pointer(query), Pointer(key), Pointer(value), Pointer(raw?.QueryKey), Pointer(raw?.InverseRms), Pointer(norm?.QueryWeight), Pointer(norm?.KeyWeight),
             Pointer(rotary.Cosines), Pointer(rotary.Sines), Pointer(positions_T), Pointer(grad_TQD), Pointer(partial), tokens, numHeads, numGroups,
             query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1), raw?.QueryKey.stride(0) ?? 0, width);
-        return (grad_TQD, norm is null ? null : partial.sum(dim: 0));
+        return (grad_TQD, partial);
     }
 
     private static bool SupportsHeads(Tensor x)

@@ -46,24 +46,31 @@ public static class RmsNorm
         return wide.mul_(inverseRms).to_type(x.dtype).mul_(weight);
     }
 
+    /// <summary>True where <see cref="Backward"/> gives the output again for the price of writing it: it need not be kept meanwhile.</summary>
+    public static bool GivesOutputAgain(Tensor x, Tensor weight) => RmsNormKernel.Supports(x, weight);
+
     /// <summary>Both gradients; that of the weight is small, so there is no reason to defer it.</summary>
     /// <param name="gradOutput">[…, H] like y.</param>
     /// <param name="residualGradient">Added to the gradient of x: what reaches x past the norm; null for nothing.</param>
-    /// <returns>Gradient of x in its dtype, and of the weight in the statistics' dtype and the weight's shape.</returns>
-    public static (Tensor GradInput, Tensor GradWeight) Backward(Tensor gradOutput, Tensor x, Tensor weight, Tensor inverseRms, Tensor? residualGradient = null)
+    /// <param name="wantsOutput">Compute y again, the same bits.</param>
+    /// <returns>
+    /// Gradient of x in its dtype; parts [P, …] in the statistics' dtype whose sum over P is the gradient of the weight; y or null.
+    /// </returns>
+    public static (Tensor GradInput, Tensor GradWeightParts, Tensor? Output) Backward(
+        Tensor gradOutput, Tensor x, Tensor weight, Tensor inverseRms, Tensor? residualGradient = null, bool wantsOutput = false)
     {
         if (RmsNormKernel.Supports(x, weight) && RmsNormKernel.Supports(gradOutput, weight)
             && (residualGradient is null || RmsNormKernel.Supports(residualGradient, weight)))
-            return RmsNormKernel.Backward(gradOutput, x, weight, inverseRms, residualGradient);
+            return RmsNormKernel.Backward(gradOutput, x, weight, inverseRms, residualGradient, wantsOutput);
         using var wide = Widen(x);
         using var normalized = wide.mul(inverseRms);
         using var gradNormalized = Widen(gradOutput).mul(weight);
-        var gradWeight = WeightGradientOf(gradOutput, normalized, weight);
+        var gradWeight = WeightGradientOf(gradOutput, normalized, weight).unsqueeze_(0);
         using var product = gradNormalized.mul(normalized);
         using var projection = product.mean([-1], keepdim: true);
         var gradInput = gradNormalized.addcmul(normalized, projection, value: -1).mul_(inverseRms);
         var rounded = gradInput.to_type(x.dtype);
-        return (residualGradient is null ? rounded : rounded.add_(residualGradient), gradWeight);
+        return (residualGradient is null ? rounded : rounded.add_(residualGradient), gradWeight, wantsOutput ? Apply(x, weight, inverseRms) : null);
     }
 
     private static Tensor WeightGradientOf(Tensor gradOutput, Tensor normalized, Tensor weight)

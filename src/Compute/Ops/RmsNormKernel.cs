@@ -30,16 +30,19 @@ internal static class RmsNormKernel
     }
 
     /// <summary>See <see cref="RmsNorm.Backward"/>.</summary>
-    public static (Tensor GradInput, Tensor GradWeight) Backward(Tensor gradOutput, Tensor x, Tensor weight, Tensor inverseRms, Tensor? residualGradient)
+    public static (Tensor GradInput, Tensor GradWeightParts, Tensor? Output) Backward(
+        Tensor gradOutput, Tensor x, Tensor weight, Tensor inverseRms, Tensor? residualGradient, bool wantsOutput)
     {
         var gradInput = empty(x.shape, x.dtype, x.device);
+        var output = wantsOutput ? empty(x.shape, x.dtype, x.device) : null;
         var threads = Threads(x);
         var blocks = Math.Min(x.shape[0], Multiprocessors * Math.Max(1, MaxThreads / threads));
-        using var partial = empty([blocks, x.shape[1]], ScalarType.Float32, x.device);
+        var partial = empty([blocks, x.shape[1]], ScalarType.Float32, x.device);
         CudaKernels.Of(File, KernelElement.Define(x)).Launch(
             "rms_norm_backward", (uint)blocks, 1, threads, 0,
-            Pointer(gradOutput), Pointer(residualGradient), Pointer(x), Pointer(weight), Pointer(inverseRms), Pointer(gradInput), Pointer(partial), x.shape[0], x.shape[1]);
-        return (gradInput, partial.sum(dim: 0));
+            Pointer(gradOutput), Pointer(residualGradient), Pointer(x), Pointer(weight), Pointer(inverseRms), Pointer(gradInput), Pointer(output), Pointer(partial),
+            x.shape[0], x.shape[1]);
+        return (gradInput, partial, output);
     }
 
     /// <summary>Whole warps, one pack a thread.</summary>

@@ -19,12 +19,22 @@ public static class SwiGlu
             return nn.functional.silu(gate).mul_(up);
     }
 
+    /// <summary>
+    /// True where <see cref="Backward"/> gives the output again for the price of writing it, with the bits of <see cref="Forward"/>: it need not be kept
+    /// meanwhile.
+    /// </summary>
+    public static bool GivesOutputAgain(Tensor gateUp_T2F) => SwiGluKernel.Supports(gateUp_T2F);
+
     /// <summary>Gradient of the fused input.</summary>
     /// <param name="gradOutput_TF">[T, F].</param>
-    /// <returns>[T, 2F].</returns>
-    public static Tensor Backward(Tensor gradOutput_TF, Tensor gateUp_T2F)
+    /// <returns>[T, 2F], and the output [T, F] where <see cref="GivesOutputAgain"/>, else null.</returns>
+    public static (Tensor GradGateUp_T2F, Tensor? Output_TF) Backward(Tensor gradOutput_TF, Tensor gateUp_T2F)
     {
-        if (SwiGluKernel.Supports(gateUp_T2F) && gradOutput_TF.is_contiguous()) return SwiGluKernel.Backward(gradOutput_TF, gateUp_T2F);
+        if (GivesOutputAgain(gateUp_T2F))
+        {
+            using var contiguous_TF = gradOutput_TF.contiguous();
+            return SwiGluKernel.Backward(contiguous_TF, gateUp_T2F);
+        }
         var (gate, up) = Halves(gateUp_T2F);
         var result = empty_like(gateUp_T2F);
         var (gradGate, gradUp) = Halves(result);
@@ -36,7 +46,7 @@ public static class SwiGlu
         using var slope = silu.addcmul_(silu, sigmoid, value: -1).add_(sigmoid);
         gradGate.copy_(gradOutput_TF).mul_(up).mul_(slope);
         foreach (var view in (Tensor[])[gate, up, gradGate, gradUp]) view.Dispose();
-        return result;
+        return (result, null);
     }
 
     private static (Tensor Gate, Tensor Up) Halves(Tensor gateUp)

@@ -29,13 +29,14 @@ internal static class SwiGluKernel
     }
 
     /// <summary>See <see cref="SwiGlu.Backward"/>.</summary>
-    public static Tensor Backward(Tensor gradOutput_TF, Tensor gateUp_T2F)
+    public static (Tensor GradGateUp_T2F, Tensor Output_TF) Backward(Tensor gradOutput_TF, Tensor gateUp_T2F)
     {
-        var gradInput = empty(gateUp_T2F.shape, gateUp_T2F.dtype, gateUp_T2F.device);
+        var (gradInput, output) = (empty_like(gateUp_T2F), empty_like(gradOutput_TF));
         CudaKernels.Of(File, KernelElement.Define(gateUp_T2F)).Launch(
             "swiglu_backward", Blocks(gradOutput_TF), 1, BlockThreads, 0,
-            Dispatcher.DataPointer(gradOutput_TF), Dispatcher.DataPointer(gateUp_T2F), Dispatcher.DataPointer(gradInput), gradOutput_TF.shape[0], gradOutput_TF.shape[1]);
-        return gradInput;
+            Dispatcher.DataPointer(gradOutput_TF), Dispatcher.DataPointer(gateUp_T2F), Dispatcher.DataPointer(gradInput), Dispatcher.DataPointer(output),
+            gradOutput_TF.shape[0], gradOutput_TF.shape[1]);
+        return (gradInput, output);
     }
 
     /// <summary>See <see cref="WeightedSwiGlu.Forward"/>.</summary>

@@ -43,9 +43,14 @@ public static class WeightGradient
     /// <summary>MainGrad += gradient (same shape, any floating dtype).</summary>
     public static void Add(Parameter parameter, Tensor gradient)
     {
-        using var scope = NewDisposeScope(); // for the handles that in-place operations return
         var (mainGrad, isEmpty) = parameter.Slot.TakeForWriting();
-        if (isEmpty) mainGrad.copy_(gradient);
-        else mainGrad.add_(gradient);
+        GradientAccumulation.Add(mainGrad, gradient, overwrite: isEmpty);
+    }
+
+    /// <summary>MainGrad [O] += the sum over P of <paramref name="parts_PO"/>, in order.</summary>
+    public static void AddSum(Parameter parameter, Tensor parts_PO)
+    {
+        var (mainGrad, isEmpty) = parameter.Slot.TakeForWriting();
+        GradientAccumulation.AddSum(mainGrad, parts_PO, overwrite: isEmpty);
     }
 }

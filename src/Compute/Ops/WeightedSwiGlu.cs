@@ -19,18 +19,24 @@ public static class WeightedSwiGlu
         return Weighted(activation_RF, weights_R);
     }
 
+    /// <summary>See <see cref="SwiGlu.GivesOutputAgain"/>.</summary>
+    public static bool GivesOutputAgain(Tensor gateUp_R2F, Tensor weights_R) => SwiGluKernel.Supports(gateUp_R2F, weights_R);
+
     /// <param name="gradOutput_RF">[R, F].</param>
-    /// <param name="wantsOutput">Compute the forward's output again.</param>
+    /// <param name="wantsOutput">Compute the forward's output again, the same bits.</param>
     /// <returns>Gradients [R, 2F], and [R] in the dtype of the weights; the output [R, F] or null.</returns>
     public static (Tensor GradGateUp_R2F, Tensor GradWeights_R, Tensor? Output_RF) Backward(
         Tensor gradOutput_RF, Tensor gateUp_R2F, Tensor weights_R, bool wantsOutput)
     {
-        if (SwiGluKernel.Supports(gateUp_R2F, weights_R) && gradOutput_RF.is_contiguous())
-            return SwiGluKernel.BackwardWeighted(gradOutput_RF, gateUp_R2F, weights_R, wantsOutput);
         using var scope = NewDisposeScope();
+        if (GivesOutputAgain(gateUp_R2F, weights_R))
+        {
+            var (gradFused_R2F, gradFactors_R, again_RF) = SwiGluKernel.BackwardWeighted(gradOutput_RF.contiguous(), gateUp_R2F, weights_R, wantsOutput);
+            return (gradFused_R2F.MoveToOuterDisposeScope(), gradFactors_R.MoveToOuterDisposeScope(), again_RF?.MoveToOuterDisposeScope());
+        }
         var activation_RF = SwiGlu.Forward(gateUp_R2F);
         var gradWeights_R = (gradOutput_RF.to_type(weights_R.dtype) * activation_RF).sum(dim: -1);
-        var gradGateUp_R2F = SwiGlu.Backward(Weighted(gradOutput_RF, weights_R), gateUp_R2F);
+        var (gradGateUp_R2F, _) = SwiGlu.Backward(Weighted(gradOutput_RF, weights_R), gateUp_R2F);
         var output_RF = wantsOutput ? Weighted(activation_RF, weights_R).MoveToOuterDisposeScope() : null;
         return (gradGateUp_R2F.MoveToOuterDisposeScope(), gradWeights_R.MoveToOuterDisposeScope(), output_RF);
     }

@@ -14,7 +14,7 @@ internal static unsafe class AdamWHost
     private const long PieceLength = 1L << 16;
 
     /// <summary>One step, in place. All tensors are contiguous 1-D fp32 on the CPU, of one length.</summary>
-    public static void Step(Tensor master, Tensor gradient, Tensor expAvg, Tensor expAvgSq, AdamWStep step)
+    public static void Step(Tensor master, Tensor gradient, Tensor expAvg, Tensor expAvgSq, AdamWStep step, double gradientFactor)
     {
         var count = master.numel();
         var (p, g) = (Dispatcher.DataPointer(master), Dispatcher.DataPointer(gradient));
@@ -23,18 +23,18 @@ internal static unsafe class AdamWHost
         {
             var begin = piece * PieceLength;
             var length = (int)Math.Min(PieceLength, count - begin);
-            Update(Piece(p, begin, length), Piece(g, begin, length), Piece(m, begin, length), Piece(v, begin, length), step);
+            Update(Piece(p, begin, length), Piece(g, begin, length), Piece(m, begin, length), Piece(v, begin, length), step, (float)gradientFactor);
         });
         foreach (var tensor in (Tensor[])[master, gradient, expAvg, expAvgSq]) GC.KeepAlive(tensor);
     }
 
     private static Span<float> Piece(nint pointer, long begin, int length) => new((float*)pointer + begin, length);
 
-    private static void Update(Span<float> master, Span<float> gradient, Span<float> expAvg, Span<float> expAvgSq, in AdamWStep step)
+    private static void Update(Span<float> master, Span<float> gradient, Span<float> expAvg, Span<float> expAvgSq, in AdamWStep step, float factor)
     {
         var (beta1, beta2) = ((float)step.Beta1, (float)step.Beta2);
         var (rest1, rest2) = ((float)(1 - step.Beta1), (float)(1 - step.Beta2));
-        var (factor, epsilon, decay) = ((float)step.GradientFactor, (float)step.Epsilon, (float)(step.LearningRate * step.WeightDecay));
+        var (epsilon, decay) = ((float)step.Epsilon, (float)(step.LearningRate * step.WeightDecay));
         var stepSize = (float)(step.LearningRate / (1 - Math.Pow(step.Beta1, step.StepCount)));
         var inverseRoot = (float)(1 / Math.Sqrt(1 - Math.Pow(step.Beta2, step.StepCount)));
         var i = 0;

@@ -10,7 +10,8 @@ internal static class AdamWKernel
 
     /// <summary>One step, in place.</summary>
     /// <param name="model">The weights in the model dtype; the same tensor as <paramref name="master"/> for an fp32 model.</param>
-    public static void Step(Tensor master, Tensor gradient, Tensor expAvg, Tensor expAvgSq, Tensor model, in AdamWStep step)
+    /// <param name="gradientFactor">See <see cref="GradientNormKernel.ClipFactor"/>: NaN leaves everything as it is.</param>
+    public static void Step(Tensor master, Tensor gradient, Tensor expAvg, Tensor expAvgSq, Tensor model, in AdamWStep step, Tensor gradientFactor)
     {
         var count = master.numel();
         if (count == 0) return;
@@ -20,7 +21,7 @@ internal static class AdamWKernel
         CudaKernels.Of("adamw.cu", KernelElement.Define(model)).Launch(
             "adamw", (uint)((count + perBlock - 1) / perBlock), 1, BlockThreads, 0,
             Dispatcher.DataPointer(master), Dispatcher.DataPointer(gradient), Dispatcher.DataPointer(expAvg), Dispatcher.DataPointer(expAvgSq), Dispatcher.DataPointer(model),
-            count, CudaKernels.Float(step.GradientFactor), CudaKernels.Float(step.Beta1), CudaKernels.Float(step.Beta2), CudaKernels.Float(step.Epsilon),
+            count, Dispatcher.DataPointer(gradientFactor), CudaKernels.Float(step.Beta1), CudaKernels.Float(step.Beta2), CudaKernels.Float(step.Epsilon),
             CudaKernels.Float(step.LearningRate / correction1), CudaKernels.Float(1 / Math.Sqrt(correction2)), CudaKernels.Float(step.LearningRate * step.WeightDecay));
     }
 }

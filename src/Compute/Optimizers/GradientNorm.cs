@@ -46,6 +46,7 @@ public static class GradientNorm
     /// <returns>0-d fp64 tensor on the same device, in the caller's dispose scope; not finite when an element is not.</returns>
     public static Tensor SumOfSquares(Tensor flat, IReadOnlyList<FlatRange> ranges)
     {
+        if (GradientNormKernel.Supports(flat, ranges)) return GradientNormKernel.SumOfSquares(flat, ranges);
         using var scope = NewDisposeScope();
         var total = zeros(1, dtype: float64, device: flat.device);
         foreach (var range in ranges)

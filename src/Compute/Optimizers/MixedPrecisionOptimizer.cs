@@ -95,9 +95,15 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     /// <param name="learningRate"><see cref="LearningRateSchedule.At"/> of this iteration.</param>
     public OptimizerStepResult Step(double learningRate)
     {
+        using var scope = NewDisposeScope();
         AwaitWeights();
         var scale = LossScale;
-        var norm = ComputeGradNorm() / scale;
+        var squares = SumOfSquares(gradients.Flat);
+        var factorOnDevice = weights.device_type == DeviceType.CUDA ? GradientNormKernel.ClipFactor(squares, scale, options.ClipGrad) : null;
+        // Where all of the update is the device's, the host asks for the norm when the update is under way: kernels skip a step that is not finite.
+        var isLaunchedFirst = factorOnDevice is not null && !owned.Any(part => part.IsOffloaded);
+        if (isLaunchedFirst) Update(learningRate, StepCount + 1, new ClipFactor(double.NaN, factorOnDevice));
+        var norm = Math.Sqrt(squares.item<double>()) / scale;
         var isFinite = double.IsFinite(norm);
         lossScaler?.Update(isFinite);
         if (!isFinite)
@@ -106,17 +112,9 @@ public sealed class MixedPrecisionOptimizer : IDisposable
             else NumSkippedSteps++;
             return new OptimizerStepResult(norm, 1, IsSkipped: true, scale);
         }
-        var clipFactor = GradientClipping.Factor(norm, options.ClipGrad);
         StepCount++;
-        foreach (var part in owned)
-        {
-            var decayed = part.Range.Intersect(part.Bucket.Decayed);
-            var rest = part.Range with { Begin = part.Range.Begin + decayed.Length };
-            Update(part, decayed, learningRate, options.WeightDecay, clipFactor / scale);
-            Update(part, rest, learningRate, 0, clipFactor / scale);
-            StartGather(part);
-        }
-        if (!options.OverlapParamGather) AwaitWeights();
+        var clipFactor = GradientClipping.Factor(norm, options.ClipGrad);
+        if (!isLaunchedFirst) Update(learningRate, StepCount, new ClipFactor(clipFactor / scale, factorOnDevice));
         return new OptimizerStepResult(norm, clipFactor, IsSkipped: false, scale);
     }
 
@@ -173,56 +171,68 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     /// <summary>Global L2 norm of the weights in the model dtype, summed over the world group; every rank calls it.</summary>
     public double ComputeParamsNorm()
     {
+        using var scope = NewDisposeScope();
         AwaitWeights();
-        return WorldNorm(weights);
+        return Math.Sqrt(SumOfSquares(weights).item<double>());
     }
 
-    private double ComputeGradNorm() => WorldNorm(gradients.Flat);
-
-    private double WorldNorm(Tensor flat)
+    /// <summary>Over the world group: fp64 scalar on the device.</summary>
+    private Tensor SumOfSquares(Tensor flat)
     {
-        using var scope = NewDisposeScope();
         var squares = GradientNorm.SumOfSquares(flat, countedRanges);
         parallel.World.AllReduce(squares, ReduceOp.Sum).Wait();
-        return Math.Sqrt(squares.item<double>());
+        return squares;
     }
 
-    private void Update(OwnedRange part, FlatRange range, double learningRate, double weightDecay, double gradientFactor)
+    private void Update(double learningRate, long stepCount, ClipFactor factor)
+    {
+        foreach (var part in owned)
+        {
+            var decayed = part.Range.Intersect(part.Bucket.Decayed);
+            var rest = part.Range with { Begin = part.Range.Begin + decayed.Length };
+            Update(part, decayed, AdamWith(options.WeightDecay), factor);
+            Update(part, rest, AdamWith(weightDecay: 0), factor);
+            StartGather(part);
+        }
+        if (!options.OverlapParamGather) AwaitWeights();
+
+        AdamWStep AdamWith(double weightDecay) => new(learningRate, weightDecay, options.AdamBeta1, options.AdamBeta2, options.AdamEps, stepCount);
+    }
+
+    private void Update(OwnedRange part, FlatRange range, in AdamWStep step, ClipFactor factor)
     {
         if (range.Length == 0) return;
-        var chunkLength = ChunkLengthCpu;
-        var adam = new AdamWStep(
-            learningRate, weightDecay, options.AdamBeta1, options.AdamBeta2, options.AdamEps, StepCount, gradientFactor);
         if (part.IsOffloaded)
         {
-            UpdateOnHost(part, range, adam);
+            UpdateOnHost(part, range, step, factor.OnHost);
             return;
         }
-        var isFused = weights.device_type == DeviceType.CUDA;
-        if (isFused) chunkLength = range.Length;
+        var chunkLength = factor.OnDevice is null ? ChunkLengthCpu : range.Length;
         for (var begin = range.Begin; begin < range.End; begin += chunkLength)
         {
             using var scope = NewDisposeScope();
-            var chunk = new FlatRange(begin, Math.Min(begin + chunkLength, range.End));
-            var gradient = Slice(gradients.Flat, chunk);
-            var model = Slice(weights, chunk);
-            var master = part.Master is null ? model : part.Slice(part.Master, chunk);
-            var expAvg = part.Slice(part.ExpAvg, chunk);
-            if (isFused)
-            {
-                if (part.ExpAvgSq is null) SgdMomentumKernel.Step(master, gradient, expAvg, model, learningRate, weightDecay, options.SgdMomentum, gradientFactor);
-                else AdamWKernel.Step(master, gradient, expAvg, part.Slice(part.ExpAvgSq, chunk), model, adam);
-                continue;
-            }
-            if (part.ExpAvgSq is null)
-                SgdMomentum.Reference(master, gradient, expAvg, learningRate, weightDecay, options.SgdMomentum, gradientFactor);
-            else AdamW.Reference(master, gradient, expAvg, part.Slice(part.ExpAvgSq, chunk), adam);
-            if (part.Master is not null) model.copy_(master);
+            UpdateChunk(part, new FlatRange(begin, Math.Min(begin + chunkLength, range.End)), step, factor);
         }
     }
 
+    private void UpdateChunk(OwnedRange part, FlatRange chunk, in AdamWStep step, ClipFactor factor)
+    {
+        var (gradient, model, expAvg) = (Slice(gradients.Flat, chunk), Slice(weights, chunk), part.Slice(part.ExpAvg, chunk));
+        var master = part.Master is null ? model : part.Slice(part.Master, chunk);
+        var expAvgSq = part.ExpAvgSq is null ? null : part.Slice(part.ExpAvgSq, chunk);
+        if (factor.OnDevice is { } onDevice)
+        {
+            if (expAvgSq is null) SgdMomentumKernel.Step(master, gradient, expAvg, model, step.LearningRate, step.WeightDecay, options.SgdMomentum, onDevice);
+            else AdamWKernel.Step(master, gradient, expAvg, expAvgSq, model, step, onDevice);
+            return;
+        }
+        if (expAvgSq is null) SgdMomentum.Reference(master, gradient, expAvg, step.LearningRate, step.WeightDecay, options.SgdMomentum, factor.OnHost);
+        else AdamW.Reference(master, gradient, expAvg, expAvgSq, step, factor.OnHost);
+        if (part.Master is not null) model.copy_(master);
+    }
+
     /// <summary>Gradients to the host, the update there, weights back: each way one copy of the range, through page-locked buffers.</summary>
-    private void UpdateOnHost(OwnedRange part, FlatRange range, AdamWStep step)
+    private void UpdateOnHost(OwnedRange part, FlatRange range, AdamWStep step, double gradientFactor)
     {
         using var scope = NewDisposeScope();
         hostGradient ??= HostBuffer(ScalarType.Float32);
@@ -230,7 +240,7 @@ public sealed class MixedPrecisionOptimizer : IDisposable
         var gradient = hostGradient.narrow(0, 0, range.Length).copy_(gradients.Slice(range.Begin, range.Length));
         var master = part.Slice(part.Master ?? throw new InvalidOperationException("An fp32 model's masters are its weights and stay on the device."), range);
         var expAvgSq = part.Slice(part.ExpAvgSq ?? throw new InvalidOperationException("Only Adam's state is moved to the host."), range);
-        AdamWHost.Step(master, gradient, part.Slice(part.ExpAvg, range), expAvgSq, step);
+        AdamWHost.Step(master, gradient, part.Slice(part.ExpAvg, range), expAvgSq, step, gradientFactor);
         Slice(weights, range).copy_(hostWeights.narrow(0, 0, range.Length).copy_(master));
     }
 
@@ -304,6 +314,11 @@ public sealed class MixedPrecisionOptimizer : IDisposable
     private static Tensor Slice(Tensor flat, FlatRange range) => flat.narrow(0, range.Begin, range.Length);
 
     private static Tensor Keep(Tensor tensor) => tensor.DetachFromDisposeScope();
+
+    /// <summary>Clip factor over the loss scale.</summary>
+    /// <param name="OnHost">NaN while only the device knows it.</param>
+    /// <param name="OnDevice">See <see cref="GradientNormKernel.ClipFactor"/>; null on a CPU.</param>
+    private readonly record struct ClipFactor(double OnHost, Tensor? OnDevice);
 
     /// <summary>The part of a bucket that this rank updates. Master is null for an fp32 model: the weights are the master.</summary>
     private sealed record OwnedRange(FlatBucket Bucket, FlatRange Range, Tensor? Master, Tensor ExpAvg, Tensor? ExpAvgSq, bool IsOffloaded)

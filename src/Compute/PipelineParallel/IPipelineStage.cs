@@ -22,4 +22,13 @@ public interface IPipelineStage
 
     /// <summary>Adds the weight gradients and frees all that the micro-batch still holds in this chunk; called once after BackwardInput.</summary>
     void BackwardWeight(int microBatch, int chunk);
+
+    /// <summary>Both halves where nothing comes between them. A stage that does them layer by layer holds less meanwhile.</summary>
+    /// <inheritdoc cref="BackwardInput"/>
+    Tensor? Backward(int microBatch, int chunk, Tensor? gradOutput)
+    {
+        var gradInput = BackwardInput(microBatch, chunk, gradOutput);
+        BackwardWeight(microBatch, chunk);
+        return gradInput;
+    }
 }

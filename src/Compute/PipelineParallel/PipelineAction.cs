@@ -31,4 +31,9 @@ public enum PipelineActionKind
 /// <param name="Kind">What to do.</param>
 /// <param name="MicroBatch">0-based micro-batch of the step.</param>
 /// <param name="Chunk">0-based model chunk of this rank (0 without virtual pipelining).</param>
-public readonly record struct PipelineAction(PipelineActionKind Kind, int MicroBatch, int Chunk);
+public readonly record struct PipelineAction(PipelineActionKind Kind, int MicroBatch, int Chunk)
+{
+    /// <summary>True for the two halves of one backward with nothing between them.</summary>
+    public bool IsFollowedByItsWeightHalf(PipelineAction next) =>
+        Kind == PipelineActionKind.BackwardInput && next == this with { Kind = PipelineActionKind.BackwardWeight };
+}

@@ -48,10 +48,12 @@ public sealed class PipelineInterpreter
     {
         try
         {
-            foreach (var action in actions)
+            for (var i = 0; i < actions.Count; i++)
             {
                 using var scope = NewDisposeScope();
-                Execute(action, stage);
+                var isWhole = i + 1 < actions.Count && actions[i].IsFollowedByItsWeightHalf(actions[i + 1]);
+                Execute(actions[i], stage, isWhole);
+                if (isWhole) i++;
             }
             foreach (var queue in pending.Values)
                 while (queue.Count > 0) Finish(queue);
@@ -65,7 +67,8 @@ public sealed class PipelineInterpreter
         }
     }
 
-    private void Execute(PipelineAction action, IPipelineStage stage)
+    /// <param name="isWhole">A backward of both halves.</param>
+    private void Execute(PipelineAction action, IPipelineStage stage, bool isWhole)
     {
         var (kind, microBatch, chunk) = action;
         var (isFirst, isLast) = (shape.IsFirst(pipeline.Rank, chunk), shape.IsLast(pipeline.Rank, chunk));
@@ -76,7 +79,8 @@ public sealed class PipelineInterpreter
                 if (!isLast) Hold(Role.Output, action, output);
                 break;
             case PipelineActionKind.BackwardInput:
-                var gradInput = stage.BackwardInput(microBatch, chunk, isLast ? null : Take(Role.GradOutput, action));
+                var gradOutput = isLast ? null : Take(Role.GradOutput, action);
+                var gradInput = isWhole ? stage.Backward(microBatch, chunk, gradOutput) : stage.BackwardInput(microBatch, chunk, gradOutput);
                 if (!isFirst) Hold(Role.GradInput, action, gradInput);
                 break;
             case PipelineActionKind.BackwardWeight:

@@ -55,6 +55,9 @@ public sealed class ColumnParallelLinear : IInputRestorable
     }
 
     /// <inheritdoc/>
+    public bool TakesInputLate => true;
+
+    /// <inheritdoc/>
     public void DiscardInput(Saved saved) => saved.Release(Input);
 
     /// <inheritdoc/>

@@ -9,9 +9,12 @@ namespace Megatron.Compute.TensorParallel;
 /// </summary>
 public interface IInputRestorable : ILayer
 {
+    /// <summary>BackwardInput does without the input: it may be put back between the halves.</summary>
+    bool TakesInputLate { get; }
+
     /// <summary>Frees the kept input after Forward.</summary>
     void DiscardInput(Saved saved);
 
-    /// <summary>Puts the same input back before BackwardInput.</summary>
+    /// <summary>Puts the same input back before BackwardInput or, where <see cref="TakesInputLate"/>, before BackwardWeight.</summary>
     void RestoreInput(Tensor x, Saved saved);
 }

@@ -25,10 +25,20 @@ public sealed class RowParallelLinear : ILayer
 
     /// <param name="x_Ti">[T, i]; kept.</param>
     /// <returns>[t, O], fresh.</returns>
-    public Tensor Forward(Tensor x_Ti, Saved saved)
+    public Tensor Forward(Tensor x_Ti, Saved saved) => ForwardAdd(x_Ti, residual_tO: null, saved);
+
+    /// <summary>The output with <paramref name="residual_tO"/> added.</summary>
+    /// <param name="x_Ti">[T, i]; kept.</param>
+    /// <param name="residual_tO">[t, O], or null.</param>
+    /// <returns>[t, O], fresh.</returns>
+    public Tensor ForwardAdd(Tensor x_Ti, Tensor? residual_tO, Saved saved)
     {
         saved.Keep(Input, x_Ti);
-        return region.ThenReduce(x_Ti, rows_Ti => products.Output(rows_Ti, saved.Child(Products)));
+        if (region.Group.Size == 1) return products.Output(x_Ti, saved.Child(Products), residual_tO);
+        var output_tO = region.ThenReduce(x_Ti, rows_Ti => products.Output(rows_Ti, saved.Child(Products)));
+        using var scope = NewDisposeScope(); // for the handle that add_ may return
+        if (residual_tO is not null) output_tO.add_(residual_tO);
+        return output_tO;
     }
 
     /// <inheritdoc/>
@@ -39,6 +49,13 @@ public sealed class RowParallelLinear : ILayer
             if (!products.KeepsGradient(gradOutput_TO)) saved.Keep(GradOutput, gradOutput_TO);
         return gradInput_Ti;
     }
+
+    /// <summary>Frees the kept input after Forward; <see cref="RestoreInput"/> puts the same one back before <see cref="BackwardWeight"/>.</summary>
+    public void DiscardInput(Saved saved) => saved.Release(Input);
+
+    /// <summary>See <see cref="DiscardInput"/>.</summary>
+    /// <param name="x_Ti">[T, i]; kept.</param>
+    public void RestoreInput(Tensor x_Ti, Saved saved) => saved.Keep(Input, x_Ti);
 
     /// <inheritdoc/>
     public void BackwardWeight(Saved saved)

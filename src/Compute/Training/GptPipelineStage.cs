@@ -60,11 +60,18 @@ public sealed class GptPipelineStage : IPipelineStage, IDisposable
     /// <inheritdoc/>
     public void BackwardWeight(int microBatch, int chunk)
     {
-        inFlight.Remove((microBatch, chunk), out var saved);
-        if (saved is null) throw new InvalidOperationException($"BackwardWeight of micro-batch {microBatch}, chunk {chunk} without its forward.");
         selectAccumulator(microBatch);
-        chunks[chunk].BackwardWeight(saved);
-        free.Push(saved);
+        chunks[chunk].BackwardWeight(inFlight[(microBatch, chunk)]);
+        Release(microBatch, chunk);
+    }
+
+    /// <inheritdoc/>
+    public Tensor? Backward(int microBatch, int chunk, Tensor? gradOutput)
+    {
+        selectAccumulator(microBatch);
+        var gradInput = chunks[chunk].Backward(gradOutput, inFlight[(microBatch, chunk)]);
+        Release(microBatch, chunk);
+        return gradInput;
     }
 
     /// <summary>Frees activations of a step that did not end, for example after a lost peer.</summary>
@@ -83,6 +90,12 @@ public sealed class GptPipelineStage : IPipelineStage, IDisposable
     {
         Abandon();
         lossSum.Dispose();
+    }
+
+    private void Release(int microBatch, int chunk)
+    {
+        inFlight.Remove((microBatch, chunk), out var saved);
+        if (saved is not null) free.Push(saved);
     }
 
     private Saved Rent(ForwardContext context)

@@ -94,6 +94,7 @@ internal static class KernelCases
         new("cross-entropy and its gradient", Streaming, CrossEntropy),
         new("embedding backward", Gather, Embedding),
         new("add to fp32 gradients", Streaming, Accumulate),
+        new("norm of gradients", Streaming, GradNorm),
         new("AdamW", Streaming, Adam),
         new("SGD with momentum", Streaming, Sgd),
     ];
@@ -105,7 +106,7 @@ internal static class KernelCases
         var (x, weight, grad) = (draw.Values(rows, width), draw.Values(width), draw.Values(rows, width));
         var residual = hasResidual ? draw.Values(rows, width) : null;
         var inverse = RmsNorm.Forward(x, weight, Epsilon).InverseRms;
-        var passes = isBackward ? 3 + (hasResidual ? 1 : 0) : hasResidual ? 4 : 2;
+        var passes = isBackward ? 4 + (hasResidual ? 1 : 0) : hasResidual ? 4 : 2;
         return new KernelWork(scope)
         {
             Bytes = (long)passes * rows * width * draw.ElementBytes,
@@ -117,8 +118,8 @@ internal static class KernelCases
         {
             if (isBackward)
             {
-                var (gradInput, gradWeight) = RmsNorm.Backward(grad, x, weight, inverse, residual);
-                return [gradInput, gradWeight];
+                var (gradInput, gradWeightParts, again) = RmsNorm.Backward(grad, x, weight, inverse, residual, wantsOutput: true);
+                return [gradInput, SumOf(gradWeightParts), again ?? x];
             }
             if (residual is null) return [RmsNorm.Forward(x, weight, Epsilon).Output];
             var (sum, output, _) = RmsNorm.ForwardAdd(x, residual, weight, Epsilon);
@@ -154,8 +155,8 @@ internal static class KernelCases
         {
             if (!isBackward) return [QueryKeyNormRotary.Forward(fused, heads, groups, norm, rotary, positions).QueryKey];
             (Tensor, Tensor)? raw = inverse is null ? null : (fused.narrow(1, 0, heads + groups), inverse);
-            var (gradHeads, gradWeights) = QueryKeyNormRotary.Backward(gradients, raw, norm, rotary, positions);
-            return gradWeights is null ? [gradHeads] : [gradHeads, gradWeights];
+            var (gradHeads, gradWeightParts) = QueryKeyNormRotary.Backward(gradients, raw, norm, rotary, positions);
+            return gradWeightParts is null ? [gradHeads] : [gradHeads, SumOf(gradWeightParts.select(1, 0)), SumOf(gradWeightParts.select(1, 1))];
         }
     }
 
@@ -188,10 +189,17 @@ internal static class KernelCases
         var (gateUp, grad) = (draw.Values(rows, 2 * width), draw.Values(rows, width));
         return new KernelWork(scope)
         {
-            Bytes = (isBackward ? 5L : 3L) * rows * width * draw.ElementBytes,
-            Run = () => [isBackward ? SwiGlu.Backward(grad, gateUp) : SwiGlu.Forward(gateUp)],
-            Reference = () => [isBackward ? SwiGlu.Backward(KernelDraw.Wide(grad), KernelDraw.Wide(gateUp)) : SwiGlu.Forward(KernelDraw.Wide(gateUp))],
+            Bytes = (isBackward ? 6L : 3L) * rows * width * draw.ElementBytes,
+            Run = () => Compute(grad, gateUp),
+            Reference = () => Compute(KernelDraw.Wide(grad), KernelDraw.Wide(gateUp)),
         };
+
+        Tensor[] Compute(Tensor grad, Tensor gateUp)
+        {
+            if (!isBackward) return [SwiGlu.Forward(gateUp)];
+            var (gradGateUp, output) = SwiGlu.Backward(grad, gateUp);
+            return [gradGateUp, output ?? SwiGlu.Forward(gateUp)];
+        }
     }
 
     private static KernelWork Weighted(KernelDraw draw, bool isBackward)
@@ -319,25 +327,40 @@ internal static class KernelCases
         }
     }
 
+    private static KernelWork GradNorm(KernelDraw draw)
+    {
+        var scope = NewDisposeScope();
+        var count = draw.Count(3_000_000, 1 << 28);
+        var gradient = draw.Floats(count);
+        FlatRange[] ranges = count < 1000 ? [new(0, count)] : [new(0, count / 3), new(count / 2 / FlatLayout.Alignment * FlatLayout.Alignment, count)];
+        return new KernelWork(scope)
+        {
+            Bytes = ranges.Sum(range => range.Length) * sizeof(float),
+            Run = () => [GradientNorm.SumOfSquares(gradient, ranges)],
+            Reference = () => [GradientNorm.SumOfSquares(gradient.cpu(), ranges)],
+        };
+    }
+
     private static KernelWork Adam(KernelDraw draw)
     {
         var scope = NewDisposeScope();
         var count = draw.Count(300_000, 1 << 26);
         var (master, gradient, first, second) = (draw.Floats(count), draw.Floats(count), draw.Floats(count), draw.Floats(count).square());
         var model = draw.Dtype == float32 ? master : master.to_type(draw.Dtype);
-        var step = new AdamWStep(1e-2, 0.1, 0.9, 0.95, 1e-8, StepCount: 7, GradientFactor: 0.7);
+        var step = new AdamWStep(1e-2, 0.1, 0.9, 0.95, 1e-8, StepCount: 7);
+        var factor = tensor(0.7f, device: draw.Device);
         return new KernelWork(scope)
         {
             Bytes = (long)count * (7 * sizeof(float) + (draw.Dtype == float32 ? 0 : draw.ElementBytes)),
             Run = () =>
             {
-                AdamWKernel.Step(master, gradient, first, second, model, step);
+                AdamWKernel.Step(master, gradient, first, second, model, step, factor);
                 return [master, first, second, model];
             },
             Reference = () =>
             {
                 var (p, m, v) = (KernelDraw.Wide(master), KernelDraw.Wide(first), KernelDraw.Wide(second));
-                AdamW.Reference(p, KernelDraw.Wide(gradient), m, v, step);
+                AdamW.Reference(p, KernelDraw.Wide(gradient), m, v, step, 0.7f);
                 return [p, m, v, p];
             },
         };
@@ -349,20 +372,29 @@ internal static class KernelCases
         var count = draw.Count(300_000, 1 << 26);
         var (master, gradient, momentum) = (draw.Floats(count), draw.Floats(count), draw.Floats(count));
         var model = draw.Dtype == float32 ? master : master.to_type(draw.Dtype);
+        var factor = tensor(0.7f, device: draw.Device);
         return new KernelWork(scope)
         {
             Bytes = (long)count * (5 * sizeof(float) + (draw.Dtype == float32 ? 0 : draw.ElementBytes)),
             Run = () =>
             {
-                SgdMomentumKernel.Step(master, gradient, momentum, model, 1e-2, 0.1, 0.9, 0.7);
+                SgdMomentumKernel.Step(master, gradient, momentum, model, 1e-2, 0.1, 0.9, factor);
                 return [master, momentum, model];
             },
             Reference = () =>
             {
                 var (p, b) = (KernelDraw.Wide(master), KernelDraw.Wide(momentum));
-                SgdMomentum.Reference(p, KernelDraw.Wide(gradient), b, 1e-2, 0.1, 0.9, 0.7);
+                SgdMomentum.Reference(p, KernelDraw.Wide(gradient), b, 1e-2, 0.1, 0.9, 0.7f);
                 return [p, b, p];
             },
         };
+    }
+
+    /// <summary>As the main gradients get it.</summary>
+    private static Tensor SumOf(Tensor parts_PO)
+    {
+        var sum = empty(parts_PO.shape[1], parts_PO.dtype, parts_PO.device);
+        GradientAccumulation.AddSum(sum, parts_PO, overwrite: true);
+        return sum;
     }
 }

@@ -131,8 +131,10 @@ public sealed class Trainer : IDisposable
         {
             AccumulateGradients(batch);
             Optimizer.ReduceGradients();
+            // On its way while the optimizer works, which ends with the host waiting for the norm: one wait for both.
+            var lossSum = ReportsLoss ? stage.LossSum.to(CPU, non_blocking: true) : null;
             var update = Optimizer.Step(learningRate);
-            var metrics = Metrics(batch, update);
+            var metrics = Metrics(batch, lossSum, update);
             parallel.ThrowIfFaulted();
             return metrics;
         }
@@ -258,8 +260,9 @@ public sealed class Trainer : IDisposable
         gradients.Dispose();
     }
 
-    private StepMetrics Metrics(GlobalBatch batch, OptimizerStepResult update) =>
-        (ReportsLoss ? new StepMetrics(stage.LossSum.item<double>(), targetWeight, update) : new StepMetrics(0, 0, update)) with
+    /// <param name="lossSum">On the host; null on ranks that do not report.</param>
+    private StepMetrics Metrics(GlobalBatch batch, Tensor? lossSum, OptimizerStepResult update) =>
+        (lossSum is null ? new StepMetrics(0, 0, update) : new StepMetrics(lossSum.item<double>(), targetWeight, update)) with
         {
             LoadBalancingLoss = model.Options.Moe.HasBalanceLoss ? MeanOverLayers(routing => routing.BalanceLoss, batch) : null,
             ZLoss = model.Options.Moe.ZLossCoeff > 0 ? MeanOverLayers(routing => routing.ZLoss, batch) : null,

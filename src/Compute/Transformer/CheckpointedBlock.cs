@@ -37,6 +37,9 @@ public sealed class CheckpointedBlock(ILayer inner) : IInputRestorable
     public void BackwardWeight(Saved saved) => inner.BackwardWeight(saved.Child(Inner));
 
     /// <inheritdoc/>
+    public bool TakesInputLate => false;
+
+    /// <inheritdoc/>
     public void DiscardInput(Saved saved) => saved.Release(Input);
 
     /// <inheritdoc/>

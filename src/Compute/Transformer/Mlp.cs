@@ -39,12 +39,18 @@ public sealed class Mlp : IInputRestorable
     }
 
     /// <inheritdoc/>
-    public Tensor Forward(Tensor x, Saved saved)
+    public Tensor Forward(Tensor x, Saved saved) => ForwardAdd(x, residual: null, saved);
+
+    /// <summary>The output with <paramref name="residual"/> added: on a GPU the last product does it.</summary>
+    /// <param name="residual">Like the output, or null.</param>
+    public Tensor ForwardAdd(Tensor x, Tensor? residual, Saved saved)
     {
         using var scope = NewDisposeScope();
         var gateUp_T2f = gateUp.Forward(x, saved.Child(GateUpLinear));
         saved.Keep(GateUp, gateUp_T2f);
-        return down.Forward(SwiGlu.Forward(gateUp_T2f), saved.Child(DownLinear)).MoveToOuterDisposeScope();
+        var output = down.ForwardAdd(SwiGlu.Forward(gateUp_T2f), residual, saved.Child(DownLinear));
+        if (SwiGlu.GivesOutputAgain(gateUp_T2f)) down.DiscardInput(saved.Child(DownLinear));
+        return output.MoveToOuterDisposeScope();
     }
 
     /// <inheritdoc/>
@@ -52,7 +58,8 @@ public sealed class Mlp : IInputRestorable
     {
         using var scope = NewDisposeScope();
         var gradActivation_Tf = down.BackwardInput(gradOutput, saved.Child(DownLinear));
-        var gradGateUp_T2f = SwiGlu.Backward(gradActivation_Tf, saved.Take(GateUp));
+        var (gradGateUp_T2f, activation_Tf) = SwiGlu.Backward(gradActivation_Tf, saved.Take(GateUp));
+        if (activation_Tf is not null) down.RestoreInput(activation_Tf, saved.Child(DownLinear));
         return gateUp.BackwardInput(gradGateUp_T2f, saved.Child(GateUpLinear)).MoveToOuterDisposeScope();
     }
 
@@ -62,6 +69,9 @@ public sealed class Mlp : IInputRestorable
         down.BackwardWeight(saved.Child(DownLinear));
         gateUp.BackwardWeight(saved.Child(GateUpLinear));
     }
+
+    /// <inheritdoc/>
+    public bool TakesInputLate => true;
 
     /// <inheritdoc/>
     public void DiscardInput(Saved saved) => gateUp.DiscardInput(saved.Child(GateUpLinear));

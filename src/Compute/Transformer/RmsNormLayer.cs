@@ -6,7 +6,7 @@ namespace Megatron.Compute.Transformer;
 /// <summary>RMSNorm with its weight. Keeps its input and one number per token; the output can be computed again from them.</summary>
 public sealed class RmsNormLayer(Parameter weight_H, double epsilon) : ILayer
 {
-    private const int Input = 0, InverseRms = 1, GradWeight = 2;
+    private const int Input = 0, InverseRms = 1, GradWeightParts = 2;
 
     /// <inheritdoc/>
     public IReadOnlyList<Parameter> Parameters { get; } = [weight_H];
@@ -40,22 +40,27 @@ public sealed class RmsNormLayer(Parameter weight_H, double epsilon) : ILayer
         return RmsNorm.Apply(saved.Peek(Input), weight_H.Data, saved.Peek(InverseRms)).MoveToOuterDisposeScope();
     }
 
+    /// <summary>After Forward: see <see cref="RmsNorm.GivesOutputAgain"/>.</summary>
+    public bool GivesOutputAgain(Saved saved) => RmsNorm.GivesOutputAgain(saved.Peek(Input), weight_H.Data);
+
     /// <inheritdoc/>
-    public Tensor BackwardInput(Tensor gradOutput, Saved saved) => BackwardInput(gradOutput, residualGradient: null, saved);
+    public Tensor BackwardInput(Tensor gradOutput, Saved saved) => BackwardInput(gradOutput, residualGradient: null, wantsOutput: false, saved).GradInput;
 
     /// <summary>The gradient of the input with <paramref name="residualGradient"/> added, which reaches the input past the norm.</summary>
-    public Tensor BackwardInput(Tensor gradOutput, Tensor? residualGradient, Saved saved)
+    /// <param name="wantsOutput">The output of Forward again, the same bits.</param>
+    public (Tensor GradInput, Tensor? Output) BackwardInput(Tensor gradOutput, Tensor? residualGradient, bool wantsOutput, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var (gradInput, gradWeight) = RmsNorm.Backward(gradOutput, saved.Take(Input), weight_H.Data, saved.Take(InverseRms), residualGradient);
-        saved.Keep(GradWeight, gradWeight);
-        return gradInput.MoveToOuterDisposeScope();
+        var (gradInput, gradWeightParts, output) =
+            RmsNorm.Backward(gradOutput, saved.Take(Input), weight_H.Data, saved.Take(InverseRms), residualGradient, wantsOutput);
+        saved.Keep(GradWeightParts, gradWeightParts);
+        return (gradInput.MoveToOuterDisposeScope(), output?.MoveToOuterDisposeScope());
     }
 
     /// <inheritdoc/>
     public void BackwardWeight(Saved saved)
     {
-        using var gradWeight = saved.Take(GradWeight);
-        WeightGradient.Add(weight_H, gradWeight);
+        using var gradWeightParts = saved.Take(GradWeightParts);
+        WeightGradient.AddSum(weight_H, gradWeightParts);
     }
 }

@@ -13,7 +13,7 @@ namespace Megatron.Compute.Transformer;
 /// <remarks>Shape letters: T tokens, H hidden, N query heads, G key/value heads (of this rank), D channels of a head, A = N + G, Q = N + 2G.</remarks>
 public sealed class SelfAttention : IInputRestorable
 {
-    private const int RawQueryKey = 0, InverseRms = 1, GradQkNorm = 2;      // slots
+    private const int RawQueryKey = 0, InverseRms = 1, GradQkNormParts = 2; // slots
     private const int QkvLinear = 0, Core = 1, OutputLinear = 2;            // children
 
     private readonly int numHeads;
@@ -84,8 +84,8 @@ public sealed class SelfAttention : IInputRestorable
         var gradAttended_TND = output.BackwardInput(gradOutput, saved.Child(OutputLinear)).view(-1, numHeads, headDim);
         var gradients = core.Backward(gradAttended_TND, saved.Child(Core));
         var raw = Norm is null ? ((Tensor, Tensor)?)null : (saved.Take(RawQueryKey), saved.Take(InverseRms));
-        var (grad_TQD, gradWeights_2D) = QueryKeyNormRotary.Backward(gradients, raw, Norm, rotary, saved.Context.Positions);
-        if (gradWeights_2D is not null) saved.Keep(GradQkNorm, gradWeights_2D);
+        var (grad_TQD, gradWeightParts_P2D) = QueryKeyNormRotary.Backward(gradients, raw, Norm, rotary, saved.Context.Positions);
+        if (gradWeightParts_P2D is not null) saved.Keep(GradQkNormParts, gradWeightParts_P2D);
         return qkv.BackwardInput(grad_TQD.view(grad_TQD.shape[0], -1), saved.Child(QkvLinear)).MoveToOuterDisposeScope();
     }
 
@@ -96,10 +96,13 @@ public sealed class SelfAttention : IInputRestorable
         qkv.BackwardWeight(saved.Child(QkvLinear));
         if (queryNorm is null || keyNorm is null) return;
         using var scope = NewDisposeScope();
-        var gradWeights_2D = saved.Take(GradQkNorm);
-        WeightGradient.Add(queryNorm, gradWeights_2D.select(0, 0));
-        WeightGradient.Add(keyNorm, gradWeights_2D.select(0, 1));
+        var gradWeightParts_P2D = saved.Take(GradQkNormParts);
+        WeightGradient.AddSum(queryNorm, gradWeightParts_P2D.select(1, 0));
+        WeightGradient.AddSum(keyNorm, gradWeightParts_P2D.select(1, 1));
     }
+
+    /// <inheritdoc/>
+    public bool TakesInputLate => true;
 
     /// <inheritdoc/>
     public void DiscardInput(Saved saved) => qkv.DiscardInput(saved.Child(QkvLinear));

@@ -24,7 +24,22 @@ public sealed class SequentialLayers(IReadOnlyList<ILayer> layers) : ILayer
     }
 
     /// <inheritdoc/>
-    public Tensor BackwardInput(Tensor gradOutput, Saved saved)
+    public Tensor BackwardInput(Tensor gradOutput, Saved saved) => Backward(gradOutput, saved, withWeights: false);
+
+    /// <summary>
+    /// Both halves, layer by layer: what a layer keeps is free before the next one's backward. <see cref="BackwardInput"/> of all layers before the first
+    /// <see cref="BackwardWeight"/> holds every layer's output gradients until then, which is nearly as much as the forward kept.
+    /// </summary>
+    /// <inheritdoc cref="BackwardInput"/>
+    public Tensor Backward(Tensor gradOutput, Saved saved) => Backward(gradOutput, saved, withWeights: true);
+
+    /// <inheritdoc/>
+    public void BackwardWeight(Saved saved)
+    {
+        for (var i = layers.Count - 1; i >= 0; i--) layers[i].BackwardWeight(saved.Child(i));
+    }
+
+    private Tensor Backward(Tensor gradOutput, Saved saved, bool withWeights)
     {
         var current = gradOutput.alias();
         for (var i = layers.Count - 1; i >= 0; i--)
@@ -32,13 +47,8 @@ public sealed class SequentialLayers(IReadOnlyList<ILayer> layers) : ILayer
             var next = layers[i].BackwardInput(current, saved.Child(i));
             current.Dispose();
             current = next;
+            if (withWeights) layers[i].BackwardWeight(saved.Child(i));
         }
         return current;
-    }
-
-    /// <inheritdoc/>
-    public void BackwardWeight(Saved saved)
-    {
-        for (var i = layers.Count - 1; i >= 0; i--) layers[i].BackwardWeight(saved.Child(i));
     }
 }

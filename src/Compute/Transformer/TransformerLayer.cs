@@ -56,10 +56,12 @@ public sealed class TransformerLayer : ILayer
     public Tensor Forward(Tensor x, Saved saved)
     {
         using var scope = NewDisposeScope();
-        var attended = RunBlock(attentionNorm.Forward(x, saved.Child(AttentionNorm)), attention, saved.Child(Attention));
+        var attended = RunBlock(attentionNorm.Forward(x, saved.Child(AttentionNorm)), attentionNorm, saved.Child(AttentionNorm), attention, saved.Child(Attention));
         var dropped = attentionDropout.Forward(attended, region.FirstToken(x.shape[0]), saved.Child(AttentionDropout));
         var (hidden, normalized) = mlpNorm.ForwardAdd(x, dropped, saved.Child(MlpNorm));
-        var output = RunBlock(normalized, mlp, saved.Child(MlpBlock));
+        var addsResidual = mlp is Mlp && !mlpDropout.IsActive(saved.Context);
+        var output = RunBlock(normalized, mlpNorm, saved.Child(MlpNorm), mlp, saved.Child(MlpBlock), addsResidual ? hidden : null);
+        if (addsResidual) return output.MoveToOuterDisposeScope();
         return hidden.add(mlpDropout.Forward(output, region.FirstToken(x.shape[0]), saved.Child(MlpDropout))).MoveToOuterDisposeScope();
     }
 
@@ -84,22 +86,31 @@ public sealed class TransformerLayer : ILayer
     }
 
     /// <summary>Ends the life of <paramref name="normalized"/> here: the block keeps what it needs.</summary>
-    private Tensor RunBlock(Tensor normalized, IInputRestorable block, Saved blockSaved)
+    /// <param name="residual">For a dense MLP: what it adds to its output.</param>
+    private Tensor RunBlock(Tensor normalized, RmsNormLayer norm, Saved normSaved, IInputRestorable block, Saved blockSaved, Tensor? residual = null)
     {
         using var input = normalized;
-        var output = block.Forward(input, blockSaved);
-        if (recomputeNorms) block.DiscardInput(blockSaved);
+        var output = residual is not null && block is Mlp dense ? dense.ForwardAdd(input, residual, blockSaved) : block.Forward(input, blockSaved);
+        if (RecomputesInput(norm, normSaved, block)) block.DiscardInput(blockSaved);
         return output;
     }
 
     /// <param name="residualGradient">What reaches the norm's input past block and norm.</param>
     private Tensor RunBlockBackward(Tensor gradOutput, Tensor residualGradient, RmsNormLayer norm, Saved normSaved, IInputRestorable block, Saved blockSaved)
     {
-        if (recomputeNorms)
-            using (var normalized = norm.Recompute(normSaved)) block.RestoreInput(normalized, blockSaved);
+        var recomputes = RecomputesInput(norm, normSaved, block);
+        if (recomputes && !block.TakesInputLate)
+            using (var early = norm.Recompute(normSaved)) block.RestoreInput(early, blockSaved);
         using var gradNormalized = block.BackwardInput(gradOutput, blockSaved);
-        return norm.BackwardInput(gradNormalized, residualGradient, normSaved);
+        var (gradInput, late) = norm.BackwardInput(gradNormalized, residualGradient, wantsOutput: recomputes && block.TakesInputLate, normSaved);
+        using (late)
+            if (late is not null) block.RestoreInput(late, blockSaved);
+        return gradInput;
     }
+
+    /// <summary>The block's input is thrown away in between: where that was asked for, or costs no more than writing it again.</summary>
+    private bool RecomputesInput(RmsNormLayer norm, Saved normSaved, IInputRestorable block) =>
+        recomputeNorms || (block.TakesInputLate && norm.GivesOutputAgain(normSaved));
 
     private static RmsNormLayer CreateNorm(LayerContext context, string name) =>
         new(context.CreateReplicatedVector(name, context.Config.HiddenSize, isPartial: context.Region.IsActive), context.Config.NormEpsilon);

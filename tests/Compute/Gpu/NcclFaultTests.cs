@@ -11,7 +11,7 @@ namespace Megatron.Compute.Tests.Gpu;
 /// Two processes share one GPU, which NCCL takes for two hosts (<c>NCCL_HOSTID</c>), and one of them is killed in the middle of an all-reduce.
 /// Goals G1, G2 and G5: the survivor is out within 3 s, opens a new communicator in the same process within 3 s, and loses no memory.
 /// </summary>
-[Trait("Category", "gpu"), Collection("benchmarks")] // alone: it measures times and the memory of the whole GPU
+[Trait("Category", "gpu"), Collection<Alone>] // alone: it measures times and the memory of the whole GPU
 public sealed class NcclFaultTests(ITestOutputHelper output)
 {
     private const int Rounds = 4;

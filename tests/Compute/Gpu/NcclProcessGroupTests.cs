@@ -8,7 +8,7 @@ namespace Megatron.Compute.Tests.Gpu;
 /// <summary>
 /// The contract of process groups between the GPUs of this machine, one rank thread each. Sizes beyond the number of GPUs are skipped by name.
 /// </summary>
-[Trait("Category", "gpu"), Collection("benchmarks")] // alone: some tests measure how fast an abort releases a rank
+[Trait("Category", "gpu"), Collection<Alone>] // alone: some tests measure how fast an abort releases a rank
 public sealed class NcclProcessGroupTests : ProcessGroupContract
 {
     protected override Device DeviceOf(int rank) => new(TorchSharp.DeviceType.CUDA, rank);

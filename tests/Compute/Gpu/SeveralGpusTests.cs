@@ -7,7 +7,7 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.Tests.Gpu;
 
 /// <summary>What is particular to several GPUs in one process (docs/adr/0012); what they have in common with others is in <see cref="NcclProcessGroupTests"/>.</summary>
-[Trait("Category", "gpu"), Collection("benchmarks")] // alone: it measures how long calls of the driver take
+[Trait("Category", "gpu"), Collection<Alone>] // alone: it measures how long calls of the driver take
 public sealed class SeveralGpusTests(ITestOutputHelper output)
 {
     private const int Ranks = 2;

@@ -9,7 +9,7 @@ using Megatron.Testing;
 namespace Megatron.Compute.Tests.Gpu;
 
 /// <summary>Whole training steps on a GPU: memory, determinism, loss.</summary>
-[Trait("Category", "gpu"), Collection("benchmarks")] // alone: memory is that of the whole GPU
+[Trait("Category", "gpu"), Collection<Alone>] // alone: memory is that of the whole GPU
 public sealed class TrainingTests(ITestOutputHelper output)
 {
     private const int Rows = 8, Length = 96;

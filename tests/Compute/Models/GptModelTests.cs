@@ -67,6 +67,30 @@ public sealed class GptModelTests
 
     /// <summary>Eight units of rounding (2⁻⁸ for bf16, 2⁻¹¹ for fp16): errors of the two layers' rounded activations add up.</summary>
     [Theory]
+    [InlineData(false), InlineData(true)]
+    public void Backward_LayerByLayer_SameBitsAsItsHalves(bool tied)
+    {
+        using var leaks = LeakCheck.Start();
+        using var scope = NewDisposeScope();
+        var config = TestModels.Config with { NumLayers = 3, TieWordEmbeddings = tied };
+        using var context = Context(config, isTraining: true);
+        using var halves = Build(config, StageLayout.Whole(config), ScalarType.Float32);
+        using var whole = Build(config, StageLayout.Whole(config), ScalarType.Float32);
+        using var gradients = TestModels.AttachGradients([.. halves.Parameters, .. whole.Parameters]);
+
+        using var saved = new Saved(context);
+        halves.ForwardStage(null, saved);
+        Assert.Null(halves.BackwardInput(null, saved));
+        halves.BackwardWeight(saved);
+        whole.ForwardStage(null, saved);
+        Assert.Null(whole.Backward(null, saved));
+
+        Assert.Equal(0, saved.SizeBytes);
+        foreach (var (expected, actual) in halves.Parameters.Zip(whole.Parameters))
+            Assert.True(actual.MainGrad.equal(expected.MainGrad).all().item<bool>(), actual.Name);
+    }
+
+    [Theory]
     [InlineData(ScalarType.BFloat16, false, 8 / 256.0)]
     [InlineData(ScalarType.Float16, false, 8 / 2048.0)]
     [InlineData(ScalarType.Float16, true, 8 / 2048.0)]

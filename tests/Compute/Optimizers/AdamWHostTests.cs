@@ -17,9 +17,9 @@ public sealed class AdamWHostTests(ITestOutputHelper output)
         Tensor Random() => randn(count, float32, CPU, generator: generator);
         var (master, gradient, m, v) = (Random(), Random(), Random(), Random().square());
         var (expected, expectedM, expectedV) = (master.clone(), m.clone(), v.clone());
-        var step = new AdamWStep(1e-2, 0.1, 0.9, 0.95, 1e-8, 3, 0.7);
-        AdamW.Reference(expected, gradient, expectedM, expectedV, step);
-        AdamWHost.Step(master, gradient, m, v, step);
+        var step = new AdamWStep(1e-2, 0.1, 0.9, 0.95, 1e-8, 3);
+        AdamW.Reference(expected, gradient, expectedM, expectedV, step, 0.7);
+        AdamWHost.Step(master, gradient, m, v, step, 0.7);
         foreach (var (actual, oracle) in (ReadOnlySpan<(Tensor, Tensor)>)[(master, expected), (m, expectedM), (v, expectedV)])
             Assert.True((actual - oracle).norm().item<float>() <= 1e-6f * oracle.norm().item<float>());
     }

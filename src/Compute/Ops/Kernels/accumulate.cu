@@ -21,6 +21,26 @@ extern "C" __global__ void accumulate(const elem* source, float* target, i64 cou
     }
 }
 
+// target[column] = or += the sum of a column of [rows, columns], always in the same order. A block takes 32 columns; its 32 warps share the rows.
+extern "C" __global__ void __launch_bounds__(1024) add_sum_of_rows(const float* parts, float* target, i64 rows, i64 columns, i64 stride, i64 overwrite)
+{
+    __shared__ float shared[32][33];
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    i64 column = (i64)blockIdx.x * 32 + lane;
+    float sum = 0.f;
+    if (column < columns)
+    {
+#pragma unroll 8
+        for (i64 row = warp; row < rows; row += 32) sum += parts[row * stride + column];
+    }
+    shared[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0) return;
+    float total = 0.f;
+    for (int w = 0; w < 32; w++) total += shared[w][lane];
+    if (column < columns) target[column] = total + (overwrite ? 0.f : target[column]);
+}
+
 // table[id] += the sum of the rows of `grad` whose token has that id, in token order. sorted_ids [tokens] ascending with the tokens of an id in
 // order, token_of [tokens] where each came from. A block owns the run of equal ids that begins at its position, and a slice of the columns.
 extern "C" __global__ void __launch_bounds__(128) add_embedding_rows(

@@ -1,12 +1,13 @@
 // Adam with decoupled decay (arXiv 1711.05101, algorithm 2) over flat ranges: reads gradient, master and moments, writes master, moments and
-// the model's weight. ELEMENT is the model dtype; with ELEMENT 2 the weight is the master and `model` is not used.
+// the model's weight. ELEMENT is the model dtype; with ELEMENT 2 the weight is the master and `model` is not used. A factor of NaN changes nothing.
 extern "C" __global__ void adamw(
-    float* master, const float* gradient, float* exp_avg, float* exp_avg_sq, elem* model, i64 count, double factor, double beta1, double beta2,
+    float* master, const float* gradient, float* exp_avg, float* exp_avg_sq, elem* model, i64 count, const float* factor, double beta1, double beta2,
     double epsilon, double step_size, double inverse_root_correction2, double decay)
 {
     i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    if (i >= count) return;
-    float b1 = (float)beta1, b2 = (float)beta2, c1 = (float)(1.0 - beta1), c2 = (float)(1.0 - beta2), f = (float)factor, root = (float)inverse_root_correction2;
+    float f = *factor;
+    if (i >= count || f != f) return;
+    float b1 = (float)beta1, b2 = (float)beta2, c1 = (float)(1.0 - beta1), c2 = (float)(1.0 - beta2), root = (float)inverse_root_correction2;
     float eps = (float)epsilon, lr = (float)step_size, wd = (float)decay;
     int n = count - i < 4 ? (int)(count - i) : 4;
     alignas(16) float p[4], g[4], m[4], v[4];

@@ -41,9 +41,11 @@ extern "C" __global__ void rms_norm_forward(
 }
 
 // Block b takes rows b, b + gridDim.x, … and leaves its share of the weight gradient in partial[b, width], summed afterwards in a fixed
-// order: no atomics. `residual_grad`, when there is one, is added to the gradient of x after that was rounded.
+// order: no atomics. `residual_grad`, when there is one, is added to the gradient of x after that was rounded. `y`, unless null, is the forward's
+// output again, bit by bit.
 extern "C" __global__ void rms_norm_backward(
-    const elem* grad, const elem* residual_grad, const elem* x, const elem* weight, const float* inverse, elem* grad_x, float* partial, i64 rows, i64 width)
+    const elem* grad, const elem* residual_grad, const elem* x, const elem* weight, const float* inverse, elem* grad_x, elem* y, float* partial, i64 rows,
+    i64 width)
 {
     __shared__ float shared[2][32];
     int i = threadIdx.x * VEC;
@@ -68,14 +70,17 @@ extern "C" __global__ void rms_norm_backward(
         float mean = block_total(dot, shared[parity]) / (float)width;
         if (on)
         {
+            Pack again;
             for (int j = 0; j < VEC; j++)
             {
-                float n = up(v.v[j]) * r, gj = up(g.v[j]);
-                acc[j] += gj * up(down(n));
+                float n = up(v.v[j]) * r, gj = up(g.v[j]), rounded = up(down(n));
+                acc[j] += gj * rounded;
+                again.v[j] = down(rounded * up(w.v[j]));
                 v.v[j] = down((gj * up(w.v[j]) - n * mean) * r);
                 if (residual_grad) v.v[j] = down(up(v.v[j]) + up(extra.v[j]));
             }
             store(grad_x + at, v);
+            if (y) store(y + at, again);
         }
         g = next_g;
         v = next_v;

@@ -1,11 +1,12 @@
 // Gradient descent with momentum and L2 decay over flat ranges: b = mu·b + (factor·g + decay·p); p −= rate·b. ELEMENT is the model dtype; with
-// ELEMENT 2 the weight is the master and `model` is not used.
+// ELEMENT 2 the weight is the master and `model` is not used. A factor of NaN changes nothing.
 extern "C" __global__ void sgd(
-    float* master, const float* gradient, float* momentum, elem* model, i64 count, double factor, double mu, double rate, double decay)
+    float* master, const float* gradient, float* momentum, elem* model, i64 count, const float* factor, double mu, double rate, double decay)
 {
     i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    if (i >= count) return;
-    float f = (float)factor, m = (float)mu, lr = (float)rate, wd = (float)decay;
+    float f = *factor;
+    if (i >= count || f != f) return;
+    float m = (float)mu, lr = (float)rate, wd = (float)decay;
     int n = count - i < 4 ? (int)(count - i) : 4;
     alignas(16) float p[4], g[4], b[4];
     if (n == 4)
