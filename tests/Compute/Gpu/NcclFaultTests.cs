@@ -3,6 +3,7 @@ using System.Globalization;
 using System.Net;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Native;
+using Megatron.Testing;
 using static TorchSharp.torch;
 
 namespace Megatron.Compute.Tests.Gpu;
