@@ -4,8 +4,8 @@ using static TorchSharp.torch;
 namespace Megatron.Compute.TensorParallel;
 
 /// <summary>
-/// A layer that keeps its input for the weight half and can do without it between forward and backward: the norm in front computes it
-/// again from its own input ("layernorm" of selective recompute; output-discarding recompute).
+/// A layer that keeps its input for the weight half and can do without it between forward and backward, because whoever made the input makes it
+/// again: the norm in front ("layernorm" of selective recompute), or the backward of norm or SwiGLU on a GPU, which writes it beside its gradient.
 /// </summary>
 public interface IInputRestorable : ILayer
 {

@@ -8,7 +8,7 @@ namespace Megatron.Compute.TensorParallel;
 /// features, the partial products are summed over the group (all-reduce, or reduce-scatter along the tokens under sequence parallelism).
 /// </summary>
 /// <remarks>Shape letters: T tokens, t tokens outside the region, i = I / tp input features of this rank, O output features.</remarks>
-public sealed class RowParallelLinear : ILayer
+public sealed class RowParallelLinear : IInputRestorable
 {
     private const int Input = 0, GradOutput = 1; // slots
     private const int Products = 0;              // child
@@ -50,12 +50,14 @@ public sealed class RowParallelLinear : ILayer
         return gradInput_Ti;
     }
 
-    /// <summary>Frees the kept input after Forward; <see cref="RestoreInput"/> puts the same one back before <see cref="BackwardWeight"/>.</summary>
+    /// <inheritdoc/>
+    public bool TakesInputLate => true;
+
+    /// <inheritdoc/>
     public void DiscardInput(Saved saved) => saved.Release(Input);
 
-    /// <summary>See <see cref="DiscardInput"/>.</summary>
-    /// <param name="x_Ti">[T, i]; kept.</param>
-    public void RestoreInput(Tensor x_Ti, Saved saved) => saved.Keep(Input, x_Ti);
+    /// <inheritdoc/>
+    public void RestoreInput(Tensor x, Saved saved) => saved.Keep(Input, x);
 
     /// <inheritdoc/>
     public void BackwardWeight(Saved saved)

@@ -3,7 +3,7 @@ namespace Megatron.Compute.Transformer;
 /// <summary>How much of the forward is thrown away and computed again in the backward.</summary>
 public enum RecomputeGranularity
 {
-    /// <summary>Everything is kept.</summary>
+    /// <summary>Everything is kept but what a GPU's backward kernels write again on their way: outputs of SwiGLU and of norms in front of dense blocks.</summary>
     None,
 
     /// <summary>Named modules of every layer (arXiv 2205.05198, section 5).</summary>
@@ -35,13 +35,13 @@ public enum RecomputeModules
     /// <summary>The whole MLP of a dense layer.</summary>
     Mlp = 2,
 
-    /// <summary>Outputs of the two norms of a layer.</summary>
+    /// <summary>Outputs of the two norms of a layer; on a GPU this adds only those in front of experts.</summary>
     LayerNorm = 4,
 
     /// <summary>The whole mixture of experts of a layer: router, dispatch, experts, shared expert.</summary>
     Moe = 8,
 
-    /// <summary>The activation inside the routed experts.</summary>
+    /// <summary>The activation inside the routed experts; on a GPU it is never kept.</summary>
     MoeActivation = 16,
 }
 
@@ -59,7 +59,7 @@ public sealed record RecomputeOptions
     /// <summary>Full: layers per unit (uniform) or number of layers (block).</summary>
     public int NumLayers { get; init; } = 1;
 
-    /// <summary>Keep everything.</summary>
+    /// <summary>See <see cref="RecomputeGranularity.None"/>.</summary>
     public static RecomputeOptions Off { get; } = new() { Granularity = RecomputeGranularity.None };
 
     /// <summary>True when selective recompute covers <paramref name="module"/>.</summary>
