@@ -21,6 +21,7 @@ internal sealed class NcclChannel : IDisposable
     private NcclCommunicator? communicator;
     private int numUnstarted;
     private string? abortReason;
+    private bool isDisposed;
 
     /// <param name="key">Name in the store, the same on both ends.</param>
     /// <param name="waits">As for <see cref="NcclCommunicator"/>.</param>
@@ -71,8 +72,8 @@ internal sealed class NcclChannel : IDisposable
         {
             abortReason ??= reason;
             communicator?.Abort(reason);
+            if (!isDisposed) ending.Cancel();
         }
-        ending.Cancel();
     }
 
     /// <inheritdoc cref="NcclCommunicator.IsQuiet"/>
@@ -87,12 +88,20 @@ internal sealed class NcclChannel : IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
-        Abort("it is closed");
+        lock (gate)
+        {
+            abortReason ??= "it is closed";
+            ending.Cancel();
+        }
         queue.CompleteAdding();
         thread.Join();
         communicator?.Dispose();
         queue.Dispose();
-        ending.Dispose();
+        lock (gate)
+        {
+            isDisposed = true;
+            ending.Dispose();
+        }
     }
 
     private void Run()

@@ -36,6 +36,9 @@ internal sealed record NcclContext
 /// </summary>
 internal sealed unsafe class NcclCommunicator : IDisposable
 {
+    /// <summary>A communicator that NCCL has not freed by then waits for kernels of another one.</summary>
+    private static readonly TimeSpan LongestFreeing = TimeSpan.FromSeconds(5);
+
     private readonly object gate = new();
     private readonly NcclContext context;
     private readonly StreamWaits waits;
@@ -46,6 +49,7 @@ internal sealed unsafe class NcclCommunicator : IDisposable
     private (long Number, string Operation, long Started)? launching;
     private (string Reason, int? Culprit)? fault;
     private volatile bool isFaulted;
+    private Thread? freeing;
 
     /// <summary>For messages: the group and its global ranks.</summary>
     public string Description { get; }
@@ -161,7 +165,10 @@ internal sealed unsafe class NcclCommunicator : IDisposable
         }
     }
 
-    /// <summary>Ends every operation here, also those on the device. From any thread, any number of times.</summary>
+    /// <summary>
+    /// Ends every operation here, also those on the device. From any thread, any number of times; returns at once. NCCL frees the communicator on a thread of its
+    /// own, because that waits until the device is idle: for the kernels of other communicators too, which only their own abort ends.
+    /// </summary>
     /// <param name="culprit">Global rank that is to blame, when known.</param>
     public void Abort(string reason, int? culprit = null)
     {
@@ -170,8 +177,10 @@ internal sealed unsafe class NcclCommunicator : IDisposable
             fault ??= (reason, culprit);
             isFaulted = true;
             if (communicator == 0) return;
-            context.Library.CommAbort(communicator);
+            var aborted = communicator;
             communicator = 0;
+            freeing = new Thread(() => context.Library.CommAbort(aborted)) { IsBackground = true, Name = $"abort {Description}" };
+            freeing.Start();
         }
     }
 
@@ -211,12 +220,13 @@ internal sealed unsafe class NcclCommunicator : IDisposable
         }
     }
 
-    /// <summary>Frees everything at once. Members that still need this rank for an operation of theirs must be done before: see the owner.</summary>
+    /// <summary>Frees everything. Members that still need this rank for an operation of theirs must be done before: see the owner.</summary>
     public void Dispose()
     {
+        Abort("it is closed");
+        freeing?.Join(LongestFreeing);
         lock (gate)
         {
-            Abort("it is closed");
             foreach (var work in pending) Stream.DestroyEvent(work.Done);
             foreach (var free in freeEvents) Stream.DestroyEvent(free);
             pending.Clear();

@@ -27,7 +27,7 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
     private readonly Dictionary<(int Peer, bool IsSender), NcclChannel> channels = [];
     private readonly TimeSpan lateAfter;
     private long lastLook;
-    private string? abortReason;
+    private volatile string? abortReason;
 
     /// <param name="key">Name of the group in the store, unique in the attempt.</param>
     public NcclProcessGroup(NcclContext context, string key, string name, int rank, IReadOnlyList<int> globalRanks) : base(name, rank, globalRanks)
@@ -77,6 +77,8 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
             && long.Parse(Encoding.ASCII.GetString(store.Get(MemberKey("late", member), TimeSpan.FromSeconds(1), context.Ending)), CultureInfo.InvariantCulture) >= oldest.Number;
     }
 
+    private bool HasEnded => abortReason is not null || context.Ending.IsCancellationRequested;
+
     private string MemberKey(string kind, int member) => FormattableString.Invariant($"{key}/{kind}/{member}");
 
     /// <inheritdoc/>
@@ -103,15 +105,20 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
     {
         try
         {
-            context.Store.Set(MemberKey("left", Rank), "1"u8);
             SayFarewell();
         }
         catch (Exception problem) when (problem is RankFaultException or InvalidOperationException or OperationCanceledException)
         {
             // The store is gone, or a member did not say that it is done: nothing here is worth waiting for.
+            Abort(problem.Message);
         }
-        foreach (var channel in channels.Values) channel.Dispose();
-        channels.Clear();
+        NcclChannel[] open;
+        lock (gate)
+        {
+            open = [.. channels.Values];
+            channels.Clear();
+        }
+        foreach (var channel in open) channel.Dispose();
         communicator.Dispose();
         waits.Dispose();
     }
@@ -122,14 +129,16 @@ internal sealed unsafe class NcclProcessGroup : ProcessGroup
     /// </summary>
     private void SayFarewell()
     {
-        if (abortReason is not null || context.Ending.IsCancellationRequested) return;
+        if (HasEnded) return;
+        context.Store.Set(MemberKey("left", Rank), "1"u8);
         var started = Stopwatch.GetTimestamp();
         var spinner = new SpinWait();
         while (!communicator.IsQuiet || !channels.Values.All(channel => channel.IsQuiet))
         {
-            if (Stopwatch.GetElapsedTime(started) > LongestFarewell) return;
+            if (Stopwatch.GetElapsedTime(started) > LongestFarewell) throw new RankFaultException($"NCCL group {Name}: operations of rank {GlobalRanks[Rank]} do not end.");
             spinner.SpinOnce();
         }
+        if (HasEnded) return;
         if (context.Store.Add($"{key}/done", 1) == Size) context.Store.Set($"{key}/all-done", "1"u8);
         else context.Store.Get($"{key}/all-done", LongestFarewell, context.Ending);
     }

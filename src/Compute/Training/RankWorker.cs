@@ -97,8 +97,8 @@ public sealed class RankWorker : IRankWorker
         }
         finally
         {
+            program?.Dispose(); // an abort ends what it waits for
             lock (gate) running = null;
-            program?.Dispose();
             link.ReturnDeferred();
         }
     }

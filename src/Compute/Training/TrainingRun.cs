@@ -19,7 +19,9 @@ public sealed class TrainingRun : IRankProgram
     private volatile string? abortReason;
     private readonly ConcurrentQueue<IProcessGroupFactory> backends = [];
     private volatile ParallelState? parallel;
-    private IDisposable? peers;
+    private volatile IDisposable? peers;
+    private bool hasLeft;
+    private bool isDisposed;
     private StopRank? stop;
     private bool isBusy;
     private TimeSpan timeWaited;
@@ -32,13 +34,9 @@ public sealed class TrainingRun : IRankProgram
     /// <inheritdoc/>
     public void Run(RankLink link)
     {
-        using var rank = Build(link);
-        if (abortReason is { } reason) throw new RankAbortedException(reason);
-        Announce(rank, link);
-        var completed = Train(rank, link);
-        rank.Snapshots?.Complete();
-        TellAboutData(rank, link);
-        link.Report(new RankFinished(link.Attempt, link.Rank, rank.Progress.Iteration, completed));
+        var finished = RunToItsEnd(link);
+        Leave(); // before the last report: a silo whose ranks have ended may stop, and with it the rendezvous through which they say goodbye
+        link.Report(finished);
     }
 
     /// <inheritdoc/>
@@ -46,16 +44,42 @@ public sealed class TrainingRun : IRankProgram
     {
         abortReason = reason;
         foreach (var backend in backends) backend.Abort(reason);
-        aborted.Cancel();
+        lock (aborted)
+            if (!isDisposed) aborted.Cancel();
         parallel?.Abort(reason);
     }
 
-    /// <summary>Leaves the process groups: after the last report, so that the control plane hears of the first fault before those that follow from it.</summary>
+    /// <summary>
+    /// Leaves the process groups, if that is not done: after the report of a fault, so that the control plane hears of the first one before those that follow
+    /// from it.
+    /// </summary>
     public void Dispose()
     {
+        Leave();
+        lock (aborted)
+        {
+            isDisposed = true;
+            aborted.Dispose();
+        }
+    }
+
+    private void Leave()
+    {
+        if (hasLeft) return;
+        hasLeft = true;
         peers?.Dispose();
         parallel?.Dispose();
-        aborted.Dispose();
+    }
+
+    private RankFinished RunToItsEnd(RankLink link)
+    {
+        using var rank = Build(link);
+        if (abortReason is { } reason) throw new RankAbortedException(reason);
+        Announce(rank, link);
+        var completed = Train(rank, link);
+        rank.Snapshots?.Complete();
+        TellAboutData(rank, link);
+        return new RankFinished(link.Attempt, link.Rank, rank.Progress.Iteration, completed);
     }
 
     private RankSetup Build(RankLink link)
