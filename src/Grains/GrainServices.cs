@@ -12,10 +12,10 @@ using Orleans.Runtime.MembershipService.SiloMetadata;
 namespace Megatron.Grains;
 
 /// <summary>What the control plane lends to a rank worker.</summary>
-/// <param name="Rendezvous">Where the ranks of an attempt find one another; blocking, for the rank's thread only.</param>
+/// <param name="Rendezvous">Where the ranks of an attempt find one another, by <see cref="IRendezvousGrain.KeyOf"/>; blocking, for the rank's thread only.</param>
 /// <param name="Fence">Closed while this silo may not write what others see.</param>
 /// <param name="Snapshots">Keeps the snapshots of the ranks of this silo when they end.</param>
-public sealed record RankServices(Func<AttemptId, IRendezvousStore> Rendezvous, SideEffectFence Fence, PeerSnapshotStore Snapshots);
+public sealed record RankServices(Func<string, IRendezvousStore> Rendezvous, SideEffectFence Fence, PeerSnapshotStore Snapshots);
 
 /// <summary>What the grains need of a silo; the silo and the tests compose it the same way.</summary>
 public static class GrainServices
@@ -35,10 +35,11 @@ public static class GrainServices
         silo.Services.AddSingleton<LostSilos>();
         silo.Services.TryAddSingleton(new SideEffectFence());
         silo.Services.AddSingleton(node);
-        silo.Services.AddSingleton(services => new RankServices(attempt => new GrainRendezvousStore(services.GetRequiredService<IGrainFactory>(), attempt), services.GetRequiredService<SideEffectFence>(), services.GetRequiredService<PeerSnapshotStore>()));
+        silo.Services.AddSingleton(services => new RankServices(key => new GrainRendezvousStore(services.GetRequiredService<IGrainFactory>(), key), services.GetRequiredService<SideEffectFence>(), services.GetRequiredService<PeerSnapshotStore>()));
         silo.Services.AddSingleton(services => new PeerSnapshotStore(TimeProvider.System, services.GetRequiredService<SideEffectFence>()));
         silo.Services.TryAddSingleton<ISnapshotHolder>(services => services.GetRequiredService<PeerSnapshotStore>());
         silo.Services.AddSingleton(services => new RankWorkerRegistry(node, workers(services.GetRequiredService<RankServices>())));
+        silo.Services.AddSingleton<RendezvousRooms>();
         silo.Services.AddSingleton<ClusterDevices>();
         silo.Services.AddSingleton<ILifecycleParticipant<ISiloLifecycle>, ClusterWatch>();
         silo.Services.AddPlacementDirector<DeviceOwnerPlacement, DeviceOwnerPlacementDirector>();

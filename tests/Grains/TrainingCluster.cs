@@ -1,4 +1,5 @@
 using System.Collections.Concurrent;
+using System.Collections.Immutable;
 using Megatron.Compute.Training;
 using Megatron.Compute.Training.Snapshots;
 using Megatron.Grains.Cluster;
@@ -18,6 +19,9 @@ public sealed class TrainingCluster : IAsyncDisposable
 {
     /// <summary>Cores of the machine that all silos share.</summary>
     public const int NumCores = 8;
+
+    /// <summary>As <see cref="JobTimings.LooksAfterLoss"/>, sooner.</summary>
+    public static readonly ImmutableArray<TimeSpan> LooksAfterLoss = [TimeSpan.FromMilliseconds(300), TimeSpan.FromMilliseconds(600)];
 
     private readonly InProcessTestCluster cluster;
     private readonly ConcurrentDictionary<(string Node, int Index), FakeRankWorker> workers;
@@ -57,7 +61,7 @@ public sealed class TrainingCluster : IAsyncDisposable
             silo.Services.AddSingleton<ISnapshotHolder>(holders[node] = new FakeSnapshotHolder());
             silo.Services.AddKeyedSingleton<Orleans.Storage.IGrainStorage>(GrainServices.JobStorage, storage);
             // On a busy machine a fake rank may be slow to end; none of them hangs.
-            silo.Services.AddSingleton(new JobTimings { Clearing = TimeSpan.FromMinutes(5), ClearingAtStart = TimeSpan.FromMinutes(5) });
+            silo.Services.AddSingleton(new JobTimings { Clearing = TimeSpan.FromMinutes(5), ClearingAtStart = TimeSpan.FromMinutes(5), LooksAfterLoss = LooksAfterLoss });
             if (loses is not null)
             {
                 silo.AddIncomingGrainCallFilter(call => loses(call) ? throw new SiloUnavailableException("the call was lost with the silo that passed it on") : call.Invoke());

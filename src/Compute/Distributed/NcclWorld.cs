@@ -32,7 +32,7 @@ public sealed record NcclWorldOptions
 /// </remarks>
 public sealed class NcclWorld : IProcessGroupFactory, IDisposable
 {
-    private static readonly TimeSpan WatchInterval = TimeSpan.FromMilliseconds(50);
+    private static readonly TimeSpan WatchInterval = TimeSpan.FromMilliseconds(50), LongestWatch = TimeSpan.FromSeconds(1);
 
     private readonly Lock gate = new();
     private readonly NcclContext context;
@@ -96,7 +96,7 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
     {
         lock (gate) abortReason ??= "the rank has ended";
         ending.Cancel();
-        watchdog.Join();
+        watchdog.Join(LongestWatch); // it may be asking a store that is gone
         sharedStream?.Dispose();
         (store as IDisposable)?.Dispose();
     }
@@ -126,6 +126,10 @@ public sealed class NcclWorld : IProcessGroupFactory, IDisposable
         catch (RankFaultException storeIsGone)
         {
             return storeIsGone;
+        }
+        catch (Exception over) when (over is OperationCanceledException or ObjectDisposedException)
+        {
+            return null;
         }
     }
 

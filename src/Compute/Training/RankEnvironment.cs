@@ -157,7 +157,7 @@ public sealed record RankEnvironment
             if (Uri.TryCreate(start.RendezvousEndpoint, UriKind.Absolute, out var uri) && uri.Scheme == "tcp")
                 return new TcpRendezvousStore(uri.IdnHost, uri.Port, LongestJoin, StoreRequestTimeout, CancellationToken.None);
             if (!start.RendezvousEndpoint.StartsWith("local:", StringComparison.Ordinal))
-                return meeting?.StoreOf(start.Attempt)
+                return meeting?.StoreOf(start)
                     ?? throw new RankFaultException($"This process belongs to no cluster, but its ranks should meet at {start.RendezvousEndpoint}.");
             lock (gate)
             {
@@ -195,7 +195,7 @@ public sealed record RankEnvironment
                 return TcpWorld.Join(start.RendezvousEndpoint, attempt, start.Rank, timeout, CancellationToken.None);
             if (meeting is null)
                 throw new RankFaultException($"This process belongs to no cluster, but its ranks should meet at {start.RendezvousEndpoint}.");
-            return new TcpWorld(meeting.StoreOf(start.Attempt), new TcpWorldOptions
+            return new TcpWorld(meeting.StoreOf(start), new TcpWorldOptions
             {
                 Attempt = attempt,
                 Rank = start.Rank,
@@ -208,6 +208,14 @@ public sealed record RankEnvironment
 }
 
 /// <summary>How ranks of several silos find one another.</summary>
-/// <param name="StoreOf">The rendezvous of an attempt.</param>
+/// <param name="Stores">The rendezvous of an attempt by its key.</param>
 /// <param name="Address">Address of this machine in the training network.</param>
-public sealed record RankMeeting(Func<AttemptId, IRendezvousStore> StoreOf, IPAddress Address);
+public sealed record RankMeeting(Func<string, IRendezvousStore> Stores, IPAddress Address)
+{
+    private const string Scheme = "cluster:";
+
+    /// <summary>The rendezvous that a rank was told.</summary>
+    public IRendezvousStore StoreOf(StartRank start) => start.RendezvousEndpoint.StartsWith(Scheme, StringComparison.Ordinal)
+        ? Stores(start.RendezvousEndpoint[Scheme.Length..])
+        : throw new RankFaultException($"Rank {start.Rank} of this cluster should meet others at {start.RendezvousEndpoint}, which is no rendezvous of a cluster.");
+}

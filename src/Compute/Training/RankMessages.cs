@@ -20,7 +20,7 @@ public abstract record RankCommand(AttemptId Attempt);
 /// <param name="Rank">Global rank.</param>
 /// <param name="WorldSize">Number of ranks.</param>
 /// <param name="LocalRank">Index of the rank on its node: chooses the device.</param>
-/// <param name="RendezvousEndpoint">Where ranks of this attempt find one another: <c>local:NAME</c> in one process, <c>tcp://host:port</c> otherwise.</param>
+/// <param name="RendezvousEndpoint">Where ranks of this attempt find one another: <c>local:NAME</c> in one process, <c>cluster:KEY</c> in a cluster, <c>tcp://host:port</c> otherwise.</param>
 /// <param name="LoadFolder">Checkpoint folder (<c>iter_…</c>) to start from, or null for <c>--load</c>/<c>--model</c> of the configuration.</param>
 public sealed record StartRank(
     AttemptId Attempt, string ConfigJson, int Rank, int WorldSize, int LocalRank, string RendezvousEndpoint, string? LoadFolder) : RankCommand(Attempt)

@@ -50,7 +50,7 @@ internal sealed class CheckpointGrain : Grain, ICheckpointGrain
         var (commit, reason) = fanIn is null ? (null, "the attempt is over") : fanIn.Add(receipt);
         GrainLog.Checkpoint(logger, receipt.Attempt.JobId, receipt.Attempt.Attempt, receipt.SaveId, receipt.Iteration, reason);
         // The ranks say it again when the job has told this activation of the attempt.
-        if (current == default)
+        if (current.Attempt < receipt.Attempt.Attempt)
             GrainCalls.Send(GrainFactory.GetGrain<IJobControl>(receipt.Attempt.JobId).OnGrainMoved(receipt.Attempt.Attempt), logger, "ask for the attempt");
         if (commit is not null)
             commits?.Post(commit);

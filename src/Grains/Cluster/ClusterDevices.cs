@@ -25,9 +25,6 @@ public class ClusterDevices
     /// <summary>This silo's address.</summary>
     public string LocalSilo => localSilo.SiloAddress.ToParsableString();
 
-    /// <summary>Where grains go that should live and die with a silo.</summary>
-    public virtual SiloAddress AddressOf(string silo) => SiloAddress.FromParsableString(silo);
-
     /// <summary>Whether a plan that names a silo means this one.</summary>
     public virtual bool IsHere(string silo) => silo == LocalSilo;
 

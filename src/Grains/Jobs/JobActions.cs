@@ -8,7 +8,6 @@ using Megatron.Grains.Rendezvous;
 using Megatron.Grains.Snapshots;
 using Megatron.Grains.Stages;
 using Microsoft.Extensions.Logging;
-using Orleans.Runtime.Placement;
 
 namespace Megatron.Grains.Jobs;
 
@@ -76,7 +75,8 @@ internal sealed class JobActions
         if (state.Attempt > 0)
         {
             calls.Add(GrainCalls.TryAsync(grains.GetGrain<ICheckpointGrain>(state.AttemptId.JobId).End(state.AttemptId), logger, "end the saves"));
-            calls.Add(GrainCalls.TryAsync(RendezvousOf(state).Close(), logger, "close the rendezvous"));
+            if (state.Plan is not null)
+                calls.Add(GrainCalls.TryAsync(RendezvousOf(state).Close(), logger, "close the rendezvous"));
             if (state.Spec is { TakesSnapshots: true })
                 calls.Add(snapshots.DiscardAsync(state.AttemptId.JobId, int.MaxValue));
         }
@@ -164,7 +164,7 @@ internal sealed class JobActions
             if (state is { Spec.TakesSnapshots: true, Attempt: > 1 })
                 _ = snapshots.DiscardAsync(attempt.JobId, attempt.Attempt); // catches all faults itself
             if (!start.IsRepeated)
-                await OpenRendezvous(state);
+                await RendezvousOf(state).Open(state.AttemptId.JobId);
             await BeginCheckpoints(state);
             await ForEachStage(state, (stage, number) => stage.Start(LaunchOf(state, number, start.LoadFolder)));
             NeedsAttach = false;
@@ -179,20 +179,6 @@ internal sealed class JobActions
         catch (Exception fault) when (fault is OrleansException or TimeoutException or InvalidOperationException)
         {
             return new JobInput.AttemptFaulted(attempt.Attempt, "A rank could not be started: " + fault.Message);
-        }
-    }
-
-    // On the silo of rank 0, without which there is no attempt: the loss of any other, or its leaving, takes nothing from ranks that are meeting.
-    private async Task OpenRendezvous(JobState state)
-    {
-        RequestContext.Set(IPlacementDirector.PlacementHintKey, devices.AddressOf(PlanOf(state).Ranks[0].Silo));
-        try
-        {
-            await RendezvousOf(state).Open();
-        }
-        finally
-        {
-            RequestContext.Remove(IPlacementDirector.PlacementHintKey);
         }
     }
 
@@ -259,7 +245,7 @@ internal sealed class JobActions
     {
         var (attempt, plan) = (state.AttemptId, PlanOf(state));
         string config = state.Spec?.ConfigJson ?? "";
-        string endpoint = FormattableString.Invariant($"{plan.RendezvousEndpoint}/{attempt.Attempt}");
+        string endpoint = plan.RendezvousScheme + RendezvousKeyOf(state);
         ImmutableArray<int> partners = state.Spec is { TakesSnapshots: true } ? SnapshotPlanner.Partners(plan) : [];
         return new StageLaunch(attempt, number, [.. plan.StageRanks(number).Select(rank => new RankStart(
             rank.Device.GrainKey, new StartRank(attempt, config, rank.Rank, plan.WorldSize, rank.Device.LocalRank, endpoint, loadFolder)
@@ -275,7 +261,9 @@ internal sealed class JobActions
     private IPipelineStageGrain Stage(JobState state, int number) =>
         grains.GetGrain<IPipelineStageGrain>(IPipelineStageGrain.KeyOf(state.AttemptId.JobId, number));
 
-    private IRendezvousGrain RendezvousOf(JobState state) => grains.GetGrain<IRendezvousGrain>(IRendezvousGrain.KeyOf(state.AttemptId));
+    private IRendezvousGrain RendezvousOf(JobState state) => grains.GetGrain<IRendezvousGrain>(RendezvousKeyOf(state));
+
+    private static string RendezvousKeyOf(JobState state) => IRendezvousGrain.KeyOf(state.AttemptId, PlanOf(state).Ranks[0].Device.GrainKey);
 
     private static LaunchPlan PlanOf(JobState state) => state.Plan ?? throw new InvalidOperationException("ranks without a plan");
 }

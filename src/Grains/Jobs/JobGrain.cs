@@ -1,3 +1,4 @@
+using System.Collections.Immutable;
 using System.Runtime.CompilerServices;
 using Megatron.Compute.Training;
 using Megatron.Grains.Cluster;
@@ -32,6 +33,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
     private readonly GrainOutbox<string> ledger;
     private JobState state = JobState.Empty;
     private MembershipView view = new(-1, []);
+    private LooksAfter looks = new(0, []);
     private long phaseSince;
     private readonly ClusterDevices devices;
     private long retriedAt;
@@ -122,6 +124,8 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
             return;
         bool hasLoss = view.Version < 0 || view.Active.Except(next.Active).Any();
         view = next;
+        if (hasLoss)
+            looks = new LooksAfter(time.GetTimestamp(), timings.LooksAfterLoss);
         var decision = await Apply(new JobInput.SilosLost(state.Attempt, next.Active));
         if (hasLoss && decision.Verdict is JobVerdict.Repeated)
             await Apply(new JobInput.Reactivated());
@@ -152,7 +156,7 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
         // A job that may not start again gains nothing from a verdict on its pace.
         else if (state is { Phase: JobPhase.Running, Spec.MaxRestarts: > 0 } && progress.Of(state.Attempt, now).Judge(time, now) is { } stall)
             await Apply(new JobInput.AttemptFaulted(state.Attempt, stall));
-        else if (actions.NeedsAttach && !state.IsTerminal)
+        else if ((actions.NeedsAttach || looks.AreDue(time.GetElapsedTime(looks.Since, now))) && !state.IsTerminal)
             await Apply(new JobInput.Reactivated());
         // An abort is lost with the silo of a stage's grain that took it; it is said again until all ranks have ended. So is the search for snapshots.
         else if (state.Phase is JobPhase.Recovering && time.GetElapsedTime(retriedAt, now) >= timings.Retry)
@@ -369,4 +373,21 @@ internal sealed class JobGrain : Grain, IJobGrain, IJobReports, IJobControl
         Stages = stages.Rows,
         Activation = activation,
     };
+
+    /// <summary>What is to be done again some times after a loss.</summary>
+    private sealed class LooksAfter(long since, ImmutableArray<TimeSpan> delays)
+    {
+        private int numDone;
+
+        public long Since => since;
+
+        public bool AreDue(TimeSpan passed)
+        {
+            int due = delays.Count(delay => delay <= passed);
+            if (due <= numDone)
+                return false;
+            numDone = due;
+            return true;
+        }
+    }
 }

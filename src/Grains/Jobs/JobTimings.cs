@@ -1,3 +1,5 @@
+using System.Collections.Immutable;
+
 namespace Megatron.Grains.Jobs;
 
 /// <summary>How long a job grain waits before it acts by itself.</summary>
@@ -17,6 +19,12 @@ public sealed record JobTimings
 
     /// <summary>How often a job that waits for devices asks again, whatever it was told.</summary>
     public TimeSpan Retry { get; init; } = TimeSpan.FromSeconds(2);
+
+    /// <summary>
+    /// When a job looks again, after the loss of a silo, whether its grains still know of it: with a silo goes a part of the grain directory, and whoever was
+    /// registered there ends a little later, wherever it is.
+    /// </summary>
+    public ImmutableArray<TimeSpan> LooksAfterLoss { get; init; } = [TimeSpan.FromSeconds(1), TimeSpan.FromSeconds(3), TimeSpan.FromSeconds(8)];
 
     /// <summary>A step that takes longer than this, and than three mean steps, is a fault, which is found two ticks before that.</summary>
     public TimeSpan LeastStepLimit { get; init; } = TimeSpan.FromSeconds(3);

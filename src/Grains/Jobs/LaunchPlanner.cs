@@ -24,10 +24,10 @@ public sealed record RankPlacement(
 
 /// <summary>Where each rank of an attempt runs and how the ranks find one another.</summary>
 /// <param name="Ranks">In rank order.</param>
-/// <param name="RendezvousEndpoint">See <c>StartRank.RendezvousEndpoint</c>; the attempt is added to it when the ranks start.</param>
+/// <param name="RendezvousScheme">How <c>StartRank.RendezvousEndpoint</c> begins; the key of the attempt's rendezvous is added to it when the ranks start.</param>
 [GenerateSerializer, Immutable]
 public sealed record LaunchPlan(
-    [property: Id(0)] ImmutableArray<RankPlacement> Ranks, [property: Id(1)] int NumStages, [property: Id(2)] string RendezvousEndpoint)
+    [property: Id(0)] ImmutableArray<RankPlacement> Ranks, [property: Id(1)] int NumStages, [property: Id(2)] string RendezvousScheme)
 {
     public int WorldSize => Ranks.Length;
 
@@ -49,7 +49,7 @@ public static class LaunchPlanner
     /// room. On a node, ranks and devices have the same order: the inner axes of the grid lie on neighbouring devices.
     /// </summary>
     /// <returns>A plan, or null when there are fewer devices than ranks.</returns>
-    public static LaunchPlan? Place(string jobId, JobLayout layout, int numReplicas, IReadOnlyCollection<ClusterDevice> devices)
+    public static LaunchPlan? Place(JobLayout layout, int numReplicas, IReadOnlyCollection<ClusterDevice> devices)
     {
         int worldSize = layout.ReplicaSize * numReplicas;
         if (worldSize == 0 || devices.Count < worldSize)
@@ -71,7 +71,7 @@ public static class LaunchPlanner
         var ranks = nodeOfRank.Select((node, rank) => (Rank: rank, Device: free.NextOf(node)))
             .Select(pair => new RankPlacement(pair.Rank, pair.Rank / (layout.BlockSize * numReplicas), pair.Device.Id, pair.Device.Silo)).ToImmutableArray();
         bool isOneProcess = ranks.Select(rank => rank.Silo).Distinct(StringComparer.Ordinal).Count() == 1;
-        return new LaunchPlan(ranks, layout.PipelineSize, (isOneProcess ? OneProcess : ManyProcesses) + jobId);
+        return new LaunchPlan(ranks, layout.PipelineSize, isOneProcess ? OneProcess : ManyProcesses);
     }
 
     /// <summary>Devices by node: how many are left to promise, and which comes next.</summary>

@@ -25,7 +25,7 @@ public static class RecoveryPlanner
         int least = spec.IsElastic ? 1 : wanted;
         for (int replicas = wanted; replicas >= least; replicas--)
         {
-            if ((replicas == wanted || grid.Allows(replicas)) && LaunchPlanner.Place(spec.JobId, grid, replicas, devices) is { } plan)
+            if ((replicas == wanted || grid.Allows(replicas)) && LaunchPlanner.Place(grid, replicas, devices) is { } plan)
                 return (plan, Describe(plan, replicas, wanted));
         }
         return (null, spec.IsElastic

@@ -5,7 +5,7 @@ using Orleans.Runtime.Placement;
 
 namespace Megatron.Grains.Ranks;
 
-/// <summary>Places a grain with the key <c>node/localRank</c> on the silo that owns that device.</summary>
+/// <summary>Places a grain whose key is <c>node/localRank</c>, or ends with it behind a slash, on the silo that owns that device.</summary>
 [Serializable, GenerateSerializer, Immutable]
 public sealed class DeviceOwnerPlacement : PlacementStrategy
 {
@@ -31,9 +31,10 @@ internal sealed class DeviceOwnerPlacementDirector : IPlacementDirector
         int slash = key.LastIndexOf('/');
         if (slash > 0 && int.TryParse(key.AsSpan(slash + 1), NumberStyles.None, CultureInfo.InvariantCulture, out int localRank))
         {
+            int node = key.LastIndexOf('/', slash - 1) + 1;
             foreach (var silo in context.GetCompatibleSilos(target))
             {
-                if (cluster.Owns(silo, key.AsSpan(0, slash), localRank))
+                if (cluster.Owns(silo, key.AsSpan(node, slash - node), localRank))
                     return Task.FromResult(silo);
             }
         }

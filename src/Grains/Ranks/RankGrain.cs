@@ -128,6 +128,9 @@ internal sealed class RankGrain : Grain, IRankGrain
     public override Task OnDeactivateAsync(DeactivationReason reason, CancellationToken cancellationToken)
     {
         ending.Cancel();
+        // Nobody else may call the device again before the rank has said more, and what it says waits for an activation.
+        if (session is { IsSettled: false } current && reason.ReasonCode is not DeactivationReasonCode.ShuttingDown)
+            GrainCalls.Send(GrainFactory.GetGrain<IRankGrain>(Device).Repeat(current.Start.Attempt), logger, "repeat the reports");
         return Task.CompletedTask;
     }
 

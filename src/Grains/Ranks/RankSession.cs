@@ -46,6 +46,16 @@ internal sealed class RankSession : IDisposable
     /// <summary>True when the worker has sent its last report; written on its thread.</summary>
     public bool HasEnded => hasEnded;
 
+    /// <summary>True when the control plane has got all that there was to say.</summary>
+    public bool IsSettled
+    {
+        get
+        {
+            lock (gate)
+                return hasEnded && unsent.Count == 0;
+        }
+    }
+
     /// <summary>
     /// Sends through another outbox from now on, first of all what the one before has not delivered for certain: receivers know what they have by its
     /// number. Call it inside a turn of the grain.

@@ -1,7 +1,6 @@
 using System.Diagnostics;
 using System.Runtime.ExceptionServices;
 using Megatron.Compute.Distributed;
-using Megatron.Compute.Training;
 
 namespace Megatron.Grains.Rendezvous;
 
@@ -20,7 +19,8 @@ public sealed class GrainRendezvousStore : IRendezvousStore
 
     private readonly IRendezvousGrain grain;
 
-    public GrainRendezvousStore(IGrainFactory grains, AttemptId attempt) => grain = grains.GetGrain<IRendezvousGrain>(IRendezvousGrain.KeyOf(attempt));
+    /// <param name="key">See <see cref="IRendezvousGrain.KeyOf"/>.</param>
+    public GrainRendezvousStore(IGrainFactory grains, string key) => grain = grains.GetGrain<IRendezvousGrain>(key);
 
     /// <inheritdoc/>
     public void Set(string key, ReadOnlySpan<byte> value)

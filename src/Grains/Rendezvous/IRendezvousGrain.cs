@@ -4,17 +4,17 @@ namespace Megatron.Grains.Rendezvous;
 
 /// <summary>
 /// Where the ranks of one attempt find one another, key = <see cref="KeyOf"/>. The job grain opens it before the ranks start and closes it when the
-/// attempt is over: a rank of an older attempt meets nobody. Nothing is stored: it lives on the silo of rank 0, and when that is lost the attempt fails and the next one
-/// has another.
+/// attempt is over: a rank of an older attempt meets nobody. Nothing is stored: it lives on the silo of rank 0, without which there is no attempt.
 /// </summary>
 public interface IRendezvousGrain : IGrainWithStringKey
 {
     /// <summary>Key of an attempt's grain.</summary>
-    static string KeyOf(AttemptId attempt) => FormattableString.Invariant($"{attempt.JobId}/{attempt.Attempt}");
+    /// <param name="device">Key of the device of rank 0, <c>node/localRank</c>: it says where the grain lives.</param>
+    static string KeyOf(AttemptId attempt, string device) => FormattableString.Invariant($"{attempt.JobId}/{attempt.Attempt}/{device}");
 
-    /// <summary>Called by the job grain, once: a grain that has lost what it knew stays closed, and the ranks that wait there fail.</summary>
+    /// <summary>Called by the job grain, once: a silo in the place of one that was lost knows nothing, and the ranks that wait there fail.</summary>
     [ResponseTimeout("00:00:05")]
-    Task Open();
+    Task Open(string jobId);
 
     /// <summary>Called by the job grain: every call from now on is refused, and who waits is released.</summary>
     [ResponseTimeout("00:00:05")]

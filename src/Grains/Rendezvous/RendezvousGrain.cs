@@ -1,4 +1,5 @@
 using Megatron.Compute.Distributed;
+using Megatron.Grains.Ranks;
 using Orleans.Concurrency;
 
 namespace Megatron.Grains.Rendezvous;
@@ -7,26 +8,26 @@ namespace Megatron.Grains.Rendezvous;
 /// Reentrant: whoever waits for a key must not keep others from setting it. Between two awaits a call only reads or only writes the store once, so
 /// interleaving changes nothing.
 /// </summary>
-[Reentrant, CollectionAgeLimit(Hours = 1)]
+[Reentrant, DeviceOwnerPlacement, CollectionAgeLimit(Hours = 1)]
 internal sealed class RendezvousGrain : Grain, IRendezvousGrain
 {
     private static readonly TimeSpan longestWait = TimeSpan.FromSeconds(2);
 
+    private readonly RendezvousRooms rooms;
     private readonly ControlClock clock;
-    private InProcessRendezvousStore? store;
     private TaskCompletionSource changed = NewSignal();
 
-    public RendezvousGrain(ControlClock clock) => this.clock = clock;
+    public RendezvousGrain(RendezvousRooms rooms, ControlClock clock) => (this.rooms, this.clock) = (rooms, clock);
 
-    public Task Open()
+    public Task Open(string jobId)
     {
-        store ??= new InProcessRendezvousStore();
+        rooms.Open(this.GetPrimaryKeyString(), jobId);
         return Task.CompletedTask;
     }
 
     public Task Close()
     {
-        store = null;
+        rooms.Close(this.GetPrimaryKeyString());
         Wake();
         DeactivateOnIdle();
         return Task.CompletedTask;
@@ -71,7 +72,7 @@ internal sealed class RendezvousGrain : Grain, IRendezvousGrain
     public Task<IReadOnlyList<string>> Keys(string prefix) => Task.FromResult(Opened().Keys(prefix));
 
     private InProcessRendezvousStore Opened() =>
-        store ?? throw new RendezvousClosedException($"attempt {this.GetPrimaryKeyString()} is over or was never begun; its ranks must not meet");
+        rooms.Find(this.GetPrimaryKeyString()) ?? throw new RendezvousClosedException($"attempt {this.GetPrimaryKeyString()} is over or was never begun; its ranks must not meet");
 
     private void Wake()
     {

@@ -60,10 +60,10 @@ internal sealed class PipelineStageGrain : Grain, IPipelineStageGrain
 
     public Task OnReports(AttemptId attempt, int rank, List<SequencedReport> reports)
     {
-        if (launch is null)
+        if (launch is null || launch.Attempt.Attempt < attempt.Attempt)
         {
             GrainCalls.Send(GrainFactory.GetGrain<IJobControl>(attempt.JobId).OnGrainMoved(attempt.Attempt), logger, "ask for the launch");
-            throw new StageUnknownException($"stage {this.GetPrimaryKeyString()} has just moved and knows no attempt yet");
+            throw new StageUnknownException($"stage {this.GetPrimaryKeyString()} does not know attempt {attempt.Attempt} yet");
         }
         if (launch is not { } current || current.Attempt != attempt)
             return Task.CompletedTask;

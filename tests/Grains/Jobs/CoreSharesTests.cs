@@ -42,5 +42,5 @@ public sealed class CoreSharesTests
     }
 
     private static LaunchPlan Plan(params string[] silos) =>
-        new([.. silos.Select((silo, rank) => new RankPlacement(rank, 0, new DeviceId("node of " + silo, rank), silo))], 1, "cluster:job");
+        new([.. silos.Select((silo, rank) => new RankPlacement(rank, 0, new DeviceId("node of " + silo, rank), silo))], 1, "cluster:");
 }

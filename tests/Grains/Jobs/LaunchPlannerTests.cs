@@ -15,7 +15,7 @@ public sealed class LaunchPlannerTests
         Assert.Equal([0, 0, 1, 1], plan.Ranks.Select(rank => rank.Stage));
         Assert.Equal([2, 3], plan.StageRanks(1).Select(rank => rank.Rank));
         Assert.Equal("4 ranks on node b", reason);
-        Assert.Equal("local:job", plan.RendezvousEndpoint);
+        Assert.Equal("local:", plan.RendezvousScheme);
     }
 
     [Fact]
@@ -28,7 +28,7 @@ public sealed class LaunchPlannerTests
         // Rank order is tp, dp, pp: replica 0 has ranks 0, 1 (stage 0) and 4, 5 (stage 1).
         Assert.Equal(["a", "a", "b", "b", "a", "a", "b", "b"], plan.Ranks.Select(rank => rank.Device.Node));
         Assert.Equal("8 ranks on nodes a (4), b (4)", reason);
-        Assert.Equal("cluster:job", plan.RendezvousEndpoint);
+        Assert.Equal("cluster:", plan.RendezvousScheme);
     }
 
     [Theory]

@@ -21,7 +21,7 @@ public sealed class RecoveryTests
         var first = await cluster.Worker(0, 0).NextAsync<StartRank>();
         var second = await cluster.Worker(1, 0).NextAsync<StartRank>();
         Assert.Equal((0, 1, 2), (first.Rank, second.Rank, second.WorldSize));
-        Assert.Equal("cluster:a/1", first.RendezvousEndpoint);
+        Assert.Equal("cluster:a/1/node0/0", first.RendezvousEndpoint);
         var silos = (await cluster.Grains.GetGrain<IMembershipGrain>(IMembershipGrain.Key).GetStatus()).Silos;
         Assert.All(silos, silo => Assert.Equal("a", Assert.Single(silo.Devices).JobId));
     }
@@ -118,7 +118,7 @@ public sealed class RecoveryTests
         await cluster.PlaceJobAsync("a", 2);
         await cluster.Job("a").Submit(Elastic("a", 2));
         var starts = await StartsAsync(cluster, 2);
-        var meeting = cluster.Grains.GetGrain<IRendezvousGrain>(IRendezvousGrain.KeyOf(starts[0].Attempt));
+        var meeting = cluster.Grains.GetGrain<IRendezvousGrain>(IRendezvousGrain.KeyOf(starts[0].Attempt, "node0/0"));
         Assert.Equal(await cluster.SiloOfAsync(0), (await cluster.Grains.GetGrain<IManagementGrain>(0).GetActivationAddress(meeting))?.ToParsableString());
         await meeting.Set("address/0", [1]);
 
@@ -239,8 +239,8 @@ public sealed class RecoveryTests
         Run(cluster, start, 1, 1);
         await cluster.WaitForAsync<JobStepDone>("a", _ => true);
         await DeactivateAsync();
+        // Nobody calls the grain but the one that ended.
         cluster.Worker(0, 0).Report(FakeRankWorker.Step(start, 2));
-        await cluster.Grains.GetGrain<IRankGrain>("node0/0").Repeat(start.Attempt);
         cluster.Worker(0, 0).Report(FakeRankWorker.Step(start, 3));
         await cluster.WaitForAsync<JobStepDone>("a", done => done.Step.Iteration == 3);
         await DeactivateAsync();
@@ -251,6 +251,27 @@ public sealed class RecoveryTests
         Assert.Equal([1L, 2, 3], ended.OfType<JobStepDone>().Select(done => done.Step.Iteration));
 
         async Task DeactivateAsync() => await cluster.Grains.GetGrain<IRankGrain>("node0/0").AsReference<IGrainManagementExtension>().DeactivateOnIdle();
+    }
+
+    // The directory of the grains loses what the silo held a little later than the job loses the silo.
+    [Fact]
+    public async Task SiloKilled_OneThatHostsNoRank_TheRanksAreAskedAgainSomeTimesLater()
+    {
+        int numRepeats = 0;
+        var repeatedLater = new TaskCompletionSource();
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 2, loses: call =>
+        {
+            if (call.InterfaceMethod.Name == nameof(IRankGrain.Repeat) && Interlocked.Increment(ref numRepeats) == 1 + TrainingCluster.LooksAfterLoss.Length)
+                repeatedLater.SetResult();
+            return false;
+        });
+        await cluster.PlaceJobAsync("a", 0);
+        await cluster.Job("a").Submit(TrainingCluster.Spec("a"));
+        var start = await cluster.Worker(0, 0).NextAsync<StartRank>();
+        Run(cluster, start, 1, 1);
+        await cluster.WaitForAsync<JobStepDone>("a", _ => true);
+        await cluster.KillSiloAsync(1);
+        await repeatedLater.Task.WaitAsync(TimeSpan.FromMinutes(1));
     }
 
     // A silo that leaves takes its grains away after the job has heard of its leaving.

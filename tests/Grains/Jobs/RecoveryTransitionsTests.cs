@@ -205,7 +205,7 @@ public sealed class RecoveryTransitionsTests
     private static JobSpec Spec(int maxRestarts) => TrainingCluster.Spec("job", worldSize: 2, maxRestarts: maxRestarts, isElastic: true);
 
     private static LaunchPlan Plan() => new(
-        [new RankPlacement(0, 0, new DeviceId("n0", 0), "s0"), new RankPlacement(1, 0, new DeviceId("n1", 0), "s1")], 1, "cluster:job");
+        [new RankPlacement(0, 0, new DeviceId("n0", 0), "s0"), new RankPlacement(1, 0, new DeviceId("n1", 0), "s1")], 1, "cluster:");
 
     private static JobState Running(int maxRestarts = 3)
     {

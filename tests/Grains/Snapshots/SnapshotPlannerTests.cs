@@ -105,5 +105,5 @@ public sealed class SnapshotPlannerTests
         new(node + "/0", node, [.. holdings.Select(item => new SnapshotHolding(item.Attempt, item.Iteration, item.WorldSize, item.Ranks))]);
 
     private static LaunchPlan Plan(string[] nodes) => new(
-        [.. nodes.Select((node, rank) => new RankPlacement(rank, 0, new DeviceId(node, nodes.Take(rank).Count(earlier => earlier == node)), node))], 1, "cluster:job");
+        [.. nodes.Select((node, rank) => new RankPlacement(rank, 0, new DeviceId(node, nodes.Take(rank).Count(earlier => earlier == node)), node))], 1, "cluster:");
 }

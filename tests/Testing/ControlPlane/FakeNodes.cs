@@ -51,9 +51,6 @@ public sealed class FakeNodes : ClusterDevices
     public override bool IsHere(string silo) => true;
 
     /// <inheritdoc/>
-    public override SiloAddress AddressOf(string silo) => SiloAddress.FromParsableString(LocalSilo);
-
-    /// <inheritdoc/>
     public override bool Owns(SiloAddress silo, ReadOnlySpan<char> node, int localRank) => node.SequenceEqual(NameOf(localRank / devicesPerNode));
 
     /// <summary>A node is gone; returns the view that its neighbours would have.</summary>
