@@ -1,4 +1,5 @@
 using System.Collections.Concurrent;
+using System.Diagnostics;
 using System.Text;
 using Megatron.Compute.Distributed;
 using Megatron.Compute.Training;
@@ -81,6 +82,20 @@ public sealed class RendezvousGrainTests
         await grain.AsReference<IGrainManagementExtension>().DeactivateOnIdle();
         Assert.Equal([1], await grain.Get("key", TimeSpan.Zero));
         Assert.Equal(await cluster.SiloOfAsync(2), (await cluster.Grains.GetGrain<IManagementGrain>(0).GetActivationAddress(grain))?.ToParsableString());
+    }
+
+    // A rank that waits here longer holds up the next attempt.
+    [Fact]
+    public async Task Store_WhenTheSiloOfRankZeroIsLost_GivesUpBeforeItsPatienceEnds()
+    {
+        await using var cluster = await TrainingCluster.StartAsync(1, numSilos: 2);
+        string key = IRendezvousGrain.KeyOf(new AttemptId("a", 1), "node1/0");
+        await cluster.Grains.GetGrain<IRendezvousGrain>(key).Open("a");
+        await cluster.KillSiloAsync(1);
+        var store = new GrainRendezvousStore(cluster.Grains, key);
+        long started = Stopwatch.GetTimestamp();
+        Assert.Contains("No active silo owns the device", Assert.Throws<RankFaultException>(() => store.Set("key", [1])).Message, StringComparison.Ordinal);
+        Assert.InRange(Stopwatch.GetElapsedTime(started), TimeSpan.FromSeconds(2), TimeSpan.FromSeconds(8));
     }
 
     [Fact]

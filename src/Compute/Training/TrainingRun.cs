@@ -20,6 +20,7 @@ public sealed class TrainingRun : IRankProgram
     private readonly ConcurrentQueue<IProcessGroupFactory> backends = [];
     private volatile ParallelState? parallel;
     private volatile IDisposable? peers;
+    private string? lost;
     private bool hasLeft;
     private bool isDisposed;
     private StopRank? stop;
@@ -34,7 +35,16 @@ public sealed class TrainingRun : IRankProgram
     /// <inheritdoc/>
     public void Run(RankLink link)
     {
-        var finished = RunToItsEnd(link);
+        RankFinished finished;
+        try
+        {
+            finished = RunToItsEnd(link);
+        }
+        catch (RankFaultException fault)
+        {
+            lost = fault.Message;
+            throw;
+        }
         Leave(); // before the last report: a silo whose ranks have ended may stop, and with it the rendezvous through which they say goodbye
         link.Report(finished);
     }
@@ -55,6 +65,7 @@ public sealed class TrainingRun : IRankProgram
     /// </summary>
     public void Dispose()
     {
+        if (lost is { } reason) Abort(reason); // whom one group has lost the others would wait for in vain
         Leave();
         lock (aborted)
         {

@@ -18,6 +18,13 @@ public sealed class DeviceOwnerPlacementAttribute : PlacementAttribute
     public DeviceOwnerPlacementAttribute() : base(new DeviceOwnerPlacement()) { }
 }
 
+/// <summary>No active silo that is known here owns a device: its silo is gone, or so new that word of it is still on its way.</summary>
+[GenerateSerializer]
+public sealed class DeviceUnknownException : OrleansException
+{
+    public DeviceUnknownException(string message) : base(message) { }
+}
+
 /// <summary>Carries out <see cref="DeviceOwnerPlacement"/>.</summary>
 internal sealed class DeviceOwnerPlacementDirector : IPlacementDirector
 {
@@ -38,6 +45,6 @@ internal sealed class DeviceOwnerPlacementDirector : IPlacementDirector
                     return Task.FromResult(silo);
             }
         }
-        throw new OrleansException($"No active silo owns the device '{key}'.");
+        throw new DeviceUnknownException($"No active silo owns the device '{key}'.");
     }
 }

@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using System.Runtime.ExceptionServices;
 using Megatron.Compute.Distributed;
+using Megatron.Grains.Ranks;
 
 namespace Megatron.Grains.Rendezvous;
 
@@ -14,6 +15,9 @@ public sealed class GrainRendezvousStore : IRendezvousStore
 
     /// <summary>How long a call that may be repeated is repeated while the cluster loses a silo and its grains find one another again.</summary>
     private static readonly TimeSpan patience = TimeSpan.FromSeconds(10);
+
+    /// <summary>The same while no silo is known that owns the device of rank 0: word of a new silo is faster.</summary>
+    private static readonly TimeSpan patienceForItsSilo = TimeSpan.FromSeconds(2);
 
     private static readonly TimeSpan betweenCalls = TimeSpan.FromMilliseconds(100);
 
@@ -107,7 +111,7 @@ public sealed class GrainRendezvousStore : IRendezvousStore
             {
                 return await call();
             }
-            catch (Exception fault) when (fault is OrleansException or TimeoutException && Stopwatch.GetElapsedTime(started) < patience)
+            catch (Exception fault) when (fault is OrleansException or TimeoutException && Stopwatch.GetElapsedTime(started) < (fault is DeviceUnknownException ? patienceForItsSilo : patience))
             {
                 await Task.Delay(betweenCalls, cancellation);
             }

@@ -35,6 +35,38 @@ public sealed class NcclFaultTests(ITestOutputHelper output)
         Assert.True(used[^1] - used[0] <= 64L << 20, $"GPU memory grew from {used[0] >> 20} to {used[^1] >> 20} MiB");
     }
 
+    // NCCL frees a communicator when the device is idle, which it never is while the kernel of another communicator waits for the peer.
+    [Fact]
+    public async Task Abort_WhileKernelsOfTwoGroupsWait_ReturnsAtOnceAndEndsBoth()
+    {
+        HostsOnOneGpu.Require();
+        using var server = new TcpRendezvousServer(new IPEndPoint(IPAddress.Loopback, 0), 16);
+        await using var peer = HostsOnOneGpu.StartPeer(nameof(SilentPeer_StartedByAnotherProcess), server.EndPoint.Port, "silent");
+        using var scope = NewDisposeScope();
+        var (store, world) = HostsOnOneGpu.Join(server.EndPoint.Port, "silent");
+        using var closing = world;
+        store.Get("here/silent", Patience, TestContext.Current.CancellationToken);
+        using ProcessGroup first = world.Create("first", 0, [0, 1]), second = world.Create("second", 0, [0, 1]);
+        CollectiveWork[] waiting = [.. new[] { first, second }.Select(group => group.AllReduce(ones(1000, dtype: float32, device: Megatron.Testing.Gpu.Device), ReduceOp.Sum))];
+        var started = Stopwatch.GetTimestamp();
+        world.Abort("the test says so");
+        Assert.InRange(Stopwatch.GetElapsedTime(started), TimeSpan.Zero, TimeSpan.FromSeconds(1));
+        foreach (var work in waiting) Assert.Throws<RankFaultException>(work.Wait);
+        CudaDevices.Synchronize(Megatron.Testing.Gpu.Device);
+        Assert.InRange(Stopwatch.GetElapsedTime(started), TimeSpan.Zero, Goal);
+    }
+
+    [Fact]
+    public void SilentPeer_StartedByAnotherProcess()
+    {
+        Assert.SkipWhen(HostsOnOneGpu.PeerOrder is null, "only as the peer of another test");
+        var (port, attempt) = HostsOnOneGpu.PeerOrder.Value;
+        var (store, world) = HostsOnOneGpu.Join(port, attempt);
+        store.Set($"here/{attempt}", "1"u8);
+        using ProcessGroup first = world.Create("first", 1, [0, 1]), second = world.Create("second", 1, [0, 1]);
+        new ManualResetEventSlim().Wait(TestContext.Current.CancellationToken); // until the other process ends this one
+    }
+
     [Fact]
     public void Peer_StartedByAnotherProcess()
     {
