@@ -85,7 +85,7 @@ public sealed class ClusterFollower(IJobGrain job, IJobConsole console, TimeProv
     }
 
     // A call into a silo that is gone or hangs would wait for its whole response timeout: two unanswered questions end the watch earlier, and so does an
-    // answer of another activation. Returns why.
+    // answer of another activation, or one after an unanswered question. Returns why, when the console should say it.
     private async Task<string> CancelWhenLostAsync(Guid activation, CancellationTokenSource stalled)
     {
         int numMissed = 0;
@@ -102,7 +102,11 @@ public sealed class ClusterFollower(IJobGrain job, IJobConsole console, TimeProv
                         await stalled.CancelAsync();
                         return "its grain has moved to another silo";
                     }
-                    numMissed = 0;
+                    if (numMissed > 0)
+                    {
+                        await stalled.CancelAsync(); // what the watch asked through the gateway that was silent may never be answered
+                        return "";
+                    }
                 }
                 catch (Exception fault) when (IsLoss(fault) && !stalled.IsCancellationRequested)
                 {
