@@ -212,9 +212,11 @@ public sealed record RankEnvironment
 /// <param name="Address">Address of this machine in the training network.</param>
 public sealed record RankMeeting(Func<string, IRendezvousStore> Stores, IPAddress Address)
 {
-    private const string Scheme = "cluster:";
+    /// <summary>How a <see cref="StartRank.RendezvousEndpoint"/> in a cluster begins; the key follows.</summary>
+    public const string Scheme = "cluster:";
 
     /// <summary>The rendezvous that a rank was told.</summary>
+    /// <exception cref="RankFaultException">It is none of a cluster.</exception>
     public IRendezvousStore StoreOf(StartRank start) => start.RendezvousEndpoint.StartsWith(Scheme, StringComparison.Ordinal)
         ? Stores(start.RendezvousEndpoint[Scheme.Length..])
         : throw new RankFaultException($"Rank {start.Rank} of this cluster should meet others at {start.RendezvousEndpoint}, which is no rendezvous of a cluster.");

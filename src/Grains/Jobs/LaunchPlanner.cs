@@ -1,5 +1,6 @@
 using System.Collections.Immutable;
 using System.Globalization;
+using Megatron.Compute.Training;
 using Megatron.Grains.Cluster;
 
 namespace Megatron.Grains.Jobs;
@@ -41,7 +42,7 @@ public static class LaunchPlanner
     public const string OneProcess = "local:";
 
     /// <summary>Prefix of the rendezvous through the control plane.</summary>
-    public const string ManyProcesses = "cluster:";
+    public const string ManyProcesses = RankMeeting.Scheme;
 
     /// <summary>
     /// Places <paramref name="numReplicas"/> copies of the model. The whole job goes to the smallest node that holds it; else each replica to the

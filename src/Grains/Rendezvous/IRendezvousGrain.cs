@@ -13,6 +13,7 @@ public interface IRendezvousGrain : IGrainWithStringKey
     static string KeyOf(AttemptId attempt, string device) => FormattableString.Invariant($"{attempt.JobId}/{attempt.Attempt}/{device}");
 
     /// <summary>Called by the job grain, once: a silo in the place of one that was lost knows nothing, and the ranks that wait there fail.</summary>
+    /// <param name="jobId">The job, whose older attempts are over.</param>
     [ResponseTimeout("00:00:05")]
     Task Open(string jobId);
 
